@@ -1,0 +1,32 @@
+"""`python -m avg_mlx VERB` and the console script `avg-mlx VERB`."""
+
+import importlib
+import sys
+
+VERBS = {
+    "convert": "PyTorch checkpoint → MLX folder",
+    "generate": "image + question → streamed answer",
+}
+
+
+def main() -> int:
+    verb, *arguments = sys.argv[1:] or ["--help"]
+    if verb in VERBS:
+        return importlib.import_module(f"avg_mlx.cli.{verb}").main(arguments, prog=f"avg-mlx {verb}")
+    if verb in ("-h", "--help"):
+        width = max(map(len, VERBS))
+        print("usage: avg-mlx VERB …\n")
+        print("\n".join(f"  {name:{width}}  {purpose}" for name, purpose in VERBS.items()))
+        print("\n`avg-mlx VERB --help` lists a verb's options.")
+        return 0
+    if verb == "--version":
+        from . import __version__
+
+        print(f"avg-mlx {__version__}")
+        return 0
+    print(f"avg-mlx: unknown verb {verb}; choose from {', '.join(VERBS)}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
