@@ -6,6 +6,10 @@ import sys
 VERBS = {
     "convert": "PyTorch checkpoint → MLX folder",
     "generate": "image + question → streamed answer",
+    "train": "fine-tune the language model, the router, or both",
+    "feedback": "how well each granularity does on each sample",
+    "fuse": "adapters and router → into the model",
+    "export": "MLX folder → PyTorch checkpoint",
 }
 
 

@@ -4,34 +4,39 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
+from .adapters import load_adapters
 from .config import Config
 from .errors import AvgMlxError, InputError
-from .files import read_json, write_json
-from .model import Model
+from .files import read_json
+from .model import Model, tensors_of
 from .pytorch import SafetensorsShards, Shape, load_arrays, open_shards
 
-SHARD_BYTES = 1 << 30  # one shard is held in memory while a checkpoint is written
 
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
-
-
-def load(path_or_repo: str | Path, revision: str | None = None, lazy: bool = False):
+def load(
+    path_or_repo: str | Path,
+    revision: str | None = None,
+    adapter_path: str | Path | None = None,
+    lazy: bool = False,
+):
     """Load a converted model from a folder or the Hugging Face Hub.
 
-    lazy: leave weights on disk until they are used. Returns (Model, mlx-lm's TokenizerWrapper). Raises InputError
-    if the folder is not a converted AVG-LLaVA model, AvgMlxError if the Hub cannot be reached.
+    adapter_path: a folder that training wrote, put on top. lazy: leave weights on disk until they are used. Returns
+    (Model, mlx-lm's TokenizerWrapper). Raises InputError if the folder is not a converted AVG-LLaVA model,
+    AvgMlxError if the Hub cannot be reached.
     """
     folder = find_folder(path_or_repo, revision)
     keys = read_json(folder / "config.json")
-    return load_model(folder, keys, lazy), load_tokenizer(folder, keys)
+    model, tokenizer = load_model(folder, keys, lazy), load_tokenizer(folder, keys)
+    if adapter_path is not None:
+        load_adapters(model, adapter_path)
+    return model, tokenizer
 
 
 def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns: list[str] | None = None) -> Path:
@@ -55,28 +60,28 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns:
 
 def build_model(keys: Mapping[str, Any], names: Iterable[str]) -> Model:
     """An unloaded model of a config; layers with scales among the tensor `names` are quantized ones."""
-    model = Model(Config.from_dict(keys))
-    quantization = keys.get("quantization")
-    if quantization:
-        names = set(names)
-
-        def layer_quantization(path: str, module: nn.Module) -> bool | dict:
-            quantized = hasattr(module, "to_quantized") and f"{path}.scales" in names
-            return quantized and quantization.get(path, True)
-
-        nn.quantize(
-            model,
-            quantization["group_size"],
-            quantization["bits"],
-            mode=quantization.get("mode", "affine"),
-            class_predicate=layer_quantization,
-        )
+    config = Config.from_dict(keys)
+    try:
+        model = Model(config)
+        if keys.get("quantization"):
+            _quantize_layers(model, keys["quantization"], set(names))
+    except Exception as error:  # MLX and mlx-lm judge the rest of the keys, each in its way
+        raise InputError(f"config.json describes no model ({type(error).__name__}: {error}); get it again") from error
     return model
 
 
-def tensors_of(model: nn.Module) -> dict[str, mx.array]:
-    """{name: array} of a model's parameters."""
-    return cast(dict[str, mx.array], tree_flatten(model.parameters(), destination={}))
+def _quantize_layers(model: Model, quantization: Mapping[str, Any], names: set[str]) -> None:
+    def layer_quantization(path: str, module: nn.Module) -> bool | dict:
+        quantized = hasattr(module, "to_quantized") and f"{path}.scales" in names
+        return quantized and quantization.get(path, True)
+
+    nn.quantize(
+        model,
+        quantization["group_size"],
+        quantization["bits"],
+        mode=quantization.get("mode", "affine"),
+        class_predicate=layer_quantization,
+    )
 
 
 def shapes_of(model: nn.Module) -> dict[str, Shape]:
@@ -120,7 +125,12 @@ def load_tokenizer(folder: Path, keys: Mapping[str, Any]):
         from mlx_lm.tokenizer_utils import load
 
         try:
-            return load(folder, eos_token_ids=keys.get("eos_token_id"))
+            if not (folder / "tokenizer.json").is_file():
+                raise InputError("there is no tokenizer.json")
+            tokenizer = load(folder, eos_token_ids=keys.get("eos_token_id"))
+            if not tokenizer.has_chat_template:
+                raise InputError("there is no chat template")
+            return tokenizer
         except Exception as error:
             raise InputError(f"{folder} has no usable tokenizer ({error}); convert the checkpoint again") from error
 
@@ -136,50 +146,3 @@ def _quiet_transformers() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
-
-
-def write_shards(
-    folder: Path, tensors: Iterable[tuple[str, mx.array]], total: int, progress: Progress, shard_bytes: int
-) -> None:
-    """Evaluate and write tensors one after another, in shards with an index; memory holds one shard.
-
-    total: bytes that are to come, for `progress`. Raises AvgMlxError when the disk refuses.
-    """
-    weight_map: dict[str, int] = {}
-    shard: dict[str, mx.array] = {}
-    shards = done = size = 0
-
-    def flush() -> None:
-        nonlocal shards, size
-        shards += 1
-        file = folder / f"{shards}.safetensors"
-        try:
-            mx.save_safetensors(str(file), shard, metadata={"format": "mlx"})
-        except RuntimeError as error:
-            raise AvgMlxError(f"cannot write into {folder.parent} ({error}); is the disk full?") from error
-        weight_map.update(dict.fromkeys(shard, shards))
-        shard.clear()
-        size = 0
-
-    for name, array in tensors:
-        if shard and size + array.nbytes > shard_bytes:
-            flush()
-        mx.eval(array)
-        shard[name] = array
-        size += array.nbytes
-        done += array.nbytes
-        progress(done, total)
-    flush()
-
-    def file_name(i: int) -> str:
-        return "model.safetensors" if shards == 1 else f"model-{i:05d}-of-{shards:05d}.safetensors"
-
-    for i in range(1, shards + 1):
-        (folder / f"{i}.safetensors").rename(folder / file_name(i))
-    write_json(
-        folder / "model.safetensors.index.json",
-        {
-            "metadata": {"total_size": done},
-            "weight_map": {name: file_name(i) for name, i in sorted(weight_map.items())},
-        },
-    )

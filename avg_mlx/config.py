@@ -2,12 +2,12 @@
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from .errors import InputError
-from .geometry import Pair, token_grid
+from .geometry import Pair, best_resolution, token_grid, visual_token_count
 
 MODEL_TYPE = "llava_llama"
 TEXT_MODEL = "llama"  # the mlx-lm model behind MODEL_TYPE
@@ -45,8 +45,10 @@ class VisionConfig:
     @classmethod
     def from_dict(cls, keys: Mapping[str, Any]) -> "VisionConfig":
         """Parse a `CLIPVisionConfig`, alone or inside a whole `CLIPConfig`, with image_mean/std beside it."""
+        _check(keys, "the vision tower's config", {"vision_config": dict})
         keys = {**keys, **keys.get("vision_config", {})}
-        _require(keys, "the vision tower's config", cls)
+        types = {f.name: f.type for f in fields(cls)}
+        _check(keys, "the vision tower's config", types, required=[name for name in types if name not in vars(cls)])
         vision = cls(**{f.name: _frozen(keys[f.name]) for f in fields(cls) if f.name in keys})
         _one_of("the vision tower's hidden_act", vision.hidden_act, ("quick_gelu", "gelu"))
         if vision.image_size % vision.patch_size:
@@ -83,12 +85,14 @@ class Config:
     def from_dict(cls, keys: Mapping[str, Any]) -> "Config":
         """Parse a checkpoint's `config.json` with its tower's under `vision_config`; InputError says what is off."""
         _one_of("model_type", keys.get("model_type"), (MODEL_TYPE,))
+        text = {"tie_word_embeddings": False, **keys, "model_type": TEXT_MODEL}  # mlx-lm's default is tied
+        keys = {name: value for name, value in keys.items() if value is not None}
         if "vision_config" not in keys:
             raise InputError(
                 "this is a PyTorch checkpoint (its config has no vision_config); "
                 "convert it first: avg-mlx convert --hf-path FOLDER"
             )
-        _require(keys, "config.json", None, *TEXT_KEYS, "image_aspect_ratio")
+        _check(keys, "config.json", {**REQUIRED, **OPTIONAL}, required=REQUIRED)
         vision = VisionConfig.from_dict(keys["vision_config"])
         _one_of("mm_vision_select_feature", keys.get("mm_vision_select_feature", "patch"), ("patch",))
         aspect = _one_of("image_aspect_ratio", keys["image_aspect_ratio"], ("anyres", "pad"))
@@ -98,8 +102,7 @@ class Config:
             pinpoints = _pinpoints(keys.get("image_grid_pinpoints"), vision.image_size)
         patches = vision.patch_grid[0] * vision.patch_grid[1]
         return cls(
-            # Llama's default is untied; mlx-lm's is tied.
-            text={"tie_word_embeddings": False, **keys, "model_type": TEXT_MODEL},
+            text=text,
             vision=vision,
             hidden_size=keys["hidden_size"],
             vocab_size=keys["vocab_size"],
@@ -113,8 +116,19 @@ class Config:
             image_aspect_ratio=aspect,
             grid_pinpoints=pinpoints,
             filtered_text_num=keys.get("filtered_text_num", 32),
-            has_router=bool(keys.get("router_select", False)),
+            has_router=keys.get("router_select", False),
         )
+
+    def crop_grid(self, image_size: Pair) -> Pair:
+        """(rows, columns) of an image's local crops; (0, 0) when only the base crop is looked at."""
+        if self.image_aspect_ratio == "pad":
+            return 0, 0
+        height, width = best_resolution(image_size, self.grid_pinpoints)
+        return height // self.vision.image_size, width // self.vision.image_size
+
+    def visual_tokens(self, granularity: int, image_size: Pair) -> int:
+        """How many tokens an image of (height, width) takes at `granularity`."""
+        return visual_token_count(granularity, self.vision.patch_grid, self.crop_grid(image_size), image_size)
 
     @property
     def voter_size(self) -> int:
@@ -126,23 +140,51 @@ class Config:
         return max(self.granularities)
 
 
-TEXT_KEYS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "vocab_size",
-    "rms_norm_eps",
-    "max_position_embeddings",
-)
+REQUIRED: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), int),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings"), int),
+    "rms_norm_eps": float,
+    "image_aspect_ratio": str,
+}
+OPTIONAL: dict[str, Any] = {
+    **dict.fromkeys(("num_key_value_heads", "head_dim", "tokenizer_model_max_length", "filtered_text_num"), int),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings", "router_select"), bool),
+    **dict.fromkeys(("rope_scaling", "quantization", "vision_config"), dict),
+    "rope_theta": float,
+    "mm_projector_type": str,
+}
+IN_WORDS: dict[Any, str] = {
+    int: "a whole number above 0",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "an object",
+    tuple[float, ...]: "a list of numbers",
+}
 
 
-def _require(keys: Mapping[str, Any], where: str, cls: type | None, *names: str) -> None:
-    if cls is not None:
-        names = tuple(f.name for f in fields(cls) if f.name not in vars(cls))
-    missing = [name for name in names if name not in keys]
+def _check(keys: Mapping[str, Any], where: str, types: Mapping[str, Any], required: Iterable[str] = ()) -> None:
+    """Raise InputError that lists all missing keys, or else all values of another type than theirs."""
+    missing = [name for name in required if name not in keys]
     if missing:
         raise InputError(f"{where} lacks {', '.join(missing)}; is it the config of an AVG-LLaVA checkpoint?")
+    wrong = [
+        f"{name} is {keys[name]!r}, expected {IN_WORDS[kind]}"
+        for name, kind in types.items()
+        if name in keys and not _is(kind, keys[name])
+    ]
+    if wrong:
+        raise InputError(f"{where} is damaged: {'; '.join(wrong)}; get it again")
+
+
+def _is(kind: Any, value: Any) -> bool:
+    if kind is int:
+        return type(value) is int and value > 0
+    if kind is float:
+        return type(value) in (int, float)
+    if kind == tuple[float, ...]:
+        return isinstance(value, list | tuple) and all(_is(float, number) for number in value)
+    return isinstance(value, kind)
 
 
 def _one_of(what: str, value: Any, allowed: tuple[str, ...]) -> str:
@@ -155,12 +197,15 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _vision_layers(select_layer: int, num_hidden_layers: int) -> int:
+def _vision_layers(select_layer: Any, num_hidden_layers: int) -> int:
     """How many layers give `hidden_states[select_layer]`; entry 0 is the embeddings."""
-    layers = select_layer if select_layer >= 0 else num_hidden_layers + 1 + select_layer
-    if not 0 <= layers <= num_hidden_layers:
-        raise InputError(f"mm_vision_select_layer is {select_layer}, but the tower has {num_hidden_layers} layers")
-    return layers
+    hidden_states = range(num_hidden_layers + 1)
+    try:
+        return hidden_states[select_layer]
+    except (IndexError, TypeError):
+        raise InputError(
+            f"mm_vision_select_layer is {select_layer!r}, but the tower has {num_hidden_layers} layers"
+        ) from None
 
 
 def _projector_depth(projector_type: str) -> int:
@@ -170,23 +215,23 @@ def _projector_depth(projector_type: str) -> int:
     return int(match[1])
 
 
-def _granularities(values: Any, patch_grid: Pair) -> tuple[int, ...]:
-    values = tuple(_literal(values))
+def _granularities(given: Any, patch_grid: Pair) -> tuple[int, ...]:
+    values = _listed(given)
     patches = patch_grid[0] * patch_grid[1]
     for g in values:
         whole = isinstance(g, int) and 0 < g <= patches
         if not whole or (grid := token_grid(g, patch_grid))[0] * grid[1] != g:
             raise InputError(f"granularity {g!r} does not pool a crop of {patch_grid[0]}×{patch_grid[1]} patches")
     if not values or len(set(values)) < len(values):
-        raise InputError(f"vis_token_granularity is {list(values)}, but one or more different numbers are expected")
+        raise InputError(f"vis_token_granularity is {given!r}, but one or more different numbers are expected")
     return values
 
 
 def _pinpoints(values: Any, crop_size: int) -> tuple[Pair, ...]:
     """(width, height) pairs, listed or as a string, turned to (height, width)."""
     try:
-        pinpoints = tuple((int(height), int(width)) for width, height in _literal(values))
-    except (TypeError, ValueError, SyntaxError):
+        pinpoints = tuple((int(height), int(width)) for width, height in _listed(values))
+    except (TypeError, ValueError):
         pinpoints = ()
     if not pinpoints or any(side <= 0 or side % crop_size for pair in pinpoints for side in pair):
         raise InputError(
@@ -195,5 +240,10 @@ def _pinpoints(values: Any, crop_size: int) -> tuple[Pair, ...]:
     return pinpoints
 
 
-def _literal(values: Any) -> Any:
-    return ast.literal_eval(values) if isinstance(values, str) else values
+def _listed(values: Any) -> tuple:
+    """A list or tuple, as it stands or written as a string; empty if it is neither."""
+    try:
+        values = ast.literal_eval(values) if isinstance(values, str) else values
+    except (ValueError, SyntaxError):
+        return ()
+    return tuple(values) if isinstance(values, list | tuple) else ()

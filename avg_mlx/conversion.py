@@ -1,18 +1,13 @@
 """A checkpoint → a converted folder, one tensor at a time."""
 
-import os
-import shutil
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .checkpoint import SHARD_BYTES, Progress, build_model, tensors_of, write_shards
+from .checkpoint import build_model
 from .config import VisionConfig
 from .errors import AvgMlxError, InputError
 from .files import write_json
@@ -21,21 +16,9 @@ from .model_card import model_card
 from .quantization import Quantization
 from .source import Source, open_source
 from .tokenizer import write_tokenizer
+from .writing import SHARD_BYTES, Part, Progress, appearing, copy_side_files, parts_of, refuse_existing, write_shards
 
 DTYPES = ("float16", "bfloat16", "float32")
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a written model: what it weighs."""
-
-    name: str
-    parameters: int
-    bytes: int
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.bytes / self.parameters
 
 
 def convert(
@@ -56,30 +39,31 @@ def convert(
     complete. Returns the model's parts. Raises InputError or AvgMlxError, and then leaves nothing behind.
     """
     destination = Path(mlx_path).expanduser()
-    _refuse_existing(destination)
+    refuse_existing(destination)
     _refuse_contradictions(quantization, dequantize, dtype)
     source = open_source(hf_path, revision)
     stored, target = (build_model(source.keys, source.names) for _ in range(2))
     source.check(stored)
 
     dtype = dtype or _dtype_of(source)
-    target.set_dtype(getattr(mx, dtype))
     keys = {**source.keys, "torch_dtype": dtype}
     if dequantize:
-        keys = _dequantize(target, keys)
+        keys = dequantized(target, keys)
+    target.set_dtype(getattr(mx, dtype))  # now, since 4- and 8-bit floats are dequantized to bfloat16
     if quantization:
         if "quantization" in keys:
             raise InputError(f"{source.folder} is quantized already; convert the original, or dequantize it (-d) first")
         keys = quantization.apply(target, keys)
 
-    parts = _parts(target)
+    parts = parts_of(target)
     total = sum(part.bytes for part in parts)
-    with _appearing(destination, total) as folder:
-        write_shards(folder, _stream(source, stored, target, getattr(mx, dtype)), total, progress, shard_bytes)
-        write_tokenizer(source.folder, folder)
-        write_json(folder / "preprocessor_config.json", _preprocessor_config(target.config.vision))
-        if (source.folder / "generation_config.json").is_file():
-            shutil.copyfile(source.folder / "generation_config.json", folder / "generation_config.json")
+    with appearing(destination, total) as folder:
+        copy_side_files(source.folder, folder)
+        if not source.converted:
+            write_tokenizer(source.folder, folder)
+            write_json(folder / "preprocessor_config.json", preprocessor_config(target.config.vision))
+        tensors = converted_tensors(source, stored, target, getattr(mx, dtype))
+        write_shards(folder, tensors, total, progress, shard_bytes)
         (folder / "README.md").write_text(model_card(str(hf_path), keys), encoding="utf-8")
         write_json(folder / "config.json", dict(sorted(keys.items())))
     return parts
@@ -99,11 +83,6 @@ def upload(folder: str | Path, repo: str) -> str:
     return str(address)
 
 
-def _refuse_existing(destination: Path) -> None:
-    if destination.exists() or destination.is_symlink():
-        raise InputError(f"{destination} exists already; choose another --mlx-path, or remove it yourself")
-
-
 def _refuse_contradictions(quantization: Quantization | None, dequantize: bool, dtype: str | None) -> None:
     if quantization and dequantize:
         raise InputError("quantizing and dequantizing exclude each other; ask for one")
@@ -116,7 +95,7 @@ def _dtype_of(source: Source) -> str:
     return declared if declared in DTYPES else str(source.read("image_newline").dtype).rpartition(".")[2]
 
 
-def _dequantize(model: Model, keys: dict[str, Any]) -> dict[str, Any]:
+def dequantized(model: Model, keys: dict[str, Any]) -> dict[str, Any]:
     from mlx_lm.utils import dequantize_model
 
     if "quantization" not in keys:
@@ -125,7 +104,7 @@ def _dequantize(model: Model, keys: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in keys.items() if key not in ("quantization", "quantization_config")}
 
 
-def _stream(source: Source, stored: Model, target: Model, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
+def converted_tensors(source: Source, stored: Model, target: Model, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
     """The target's tensors, each made from the stored ones when its turn comes."""
     stored_modules = dict(stored.named_modules())
     for path, module in target.named_modules():
@@ -133,8 +112,9 @@ def _stream(source: Source, stored: Model, target: Model, dtype: mx.Dtype) -> It
         arrays = {name: source.read(_join(path, name)) for name in _own_arrays(was)}
         arrays = {n: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a for n, a in arrays.items()}
         if hasattr(was, "scales") and not hasattr(module, "scales"):
+            scales, biases = arrays.pop("scales"), arrays.pop("biases", None)
             arrays["weight"] = mx.dequantize(
-                arrays["weight"], arrays.pop("scales"), arrays.pop("biases", None), was.group_size, was.bits, was.mode
+                arrays["weight"], scales, biases, was.group_size, was.bits, was.mode, dtype=dtype
             )
         if hasattr(module, "scales") and not hasattr(was, "scales"):
             packed = mx.quantize(arrays["weight"], module.group_size, module.bits, module.mode)
@@ -150,38 +130,7 @@ def _own_arrays(module: nn.Module) -> list[str]:
     return [name for name, value in module.items() if isinstance(value, mx.array) and not name.startswith("_")]
 
 
-def _parts(target: Model) -> list[Part]:
-    """The language model, vision tower, projector, newline token and router, as they will be written."""
-    parameters: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for name, array in tensors_of(Model(target.config)).items():
-        parameters[name.partition(".")[0]] += array.size
-    for name, array in tensors_of(target).items():
-        sizes[name.partition(".")[0]] += array.nbytes
-    return [Part(name, parameters[name], sizes[name]) for name in sorted(sizes, key=sizes.__getitem__, reverse=True)]
-
-
-@contextmanager
-def _appearing(destination: Path, size: int) -> Iterator[Path]:
-    """A hidden folder that becomes `destination` when all went well, and otherwise goes away."""
-    folder = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
-    try:
-        folder.mkdir(parents=True)
-        free = shutil.disk_usage(folder).free
-        if free < size:
-            raise AvgMlxError(
-                f"{destination} needs {size / 1e9:.2f} GB but its disk has {free / 1e9:.2f} GB free; make room"
-            )
-        yield folder
-        _refuse_existing(destination)
-        folder.rename(destination)
-    except OSError as error:
-        raise AvgMlxError(f"cannot write {destination} ({error.strerror or error}); nothing was left there") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _preprocessor_config(vision: VisionConfig) -> dict[str, Any]:
+def preprocessor_config(vision: VisionConfig) -> dict[str, Any]:
     """For other tools; this package reads the same values from config.json."""
     return {
         "image_processor_type": "CLIPImageProcessor",

@@ -13,7 +13,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{file.parent} is not a model folder: it has no {file.name}") from None
+        raise InputError(f"{file.parent} is not a model folder: it has no {file.name}; check the path") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read as JSON ({error}); get it again") from error
     if not isinstance(content, dict):

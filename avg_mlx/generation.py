@@ -188,4 +188,7 @@ def _check_decoding(model: Model, max_tokens: int, max_kv_size: int | None, step
     text = model.config.text
     head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
     if head_dim % group_size:
-        raise InputError(f"kv_group_size is {group_size}, which does not divide this model's head size {head_dim}")
+        raise InputError(
+            f"kv_group_size is {group_size}, which does not divide this model's head size {head_dim}; "
+            "choose one that does, or leave kv_bits out"
+        )

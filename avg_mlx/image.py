@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from .config import Config, VisionConfig
-from .geometry import Pair, best_resolution, fit_within
+from .geometry import Pair, fit_within
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,8 @@ def make_crops(image: Image.Image, config: Config) -> Crops:
     if config.image_aspect_ratio == "pad":
         return Crops(_normalize([_pad_to_square(image, config.vision)], config.vision), image_size, (0, 0))
     size = config.vision.image_size
-    resolution = best_resolution(image_size, config.grid_pinpoints)
-    rows, columns = resolution[0] // size, resolution[1] // size
-    canvas = _fit_on_black(image, resolution)
+    rows, columns = config.crop_grid(image_size)
+    canvas = _fit_on_black(image, (rows * size, columns * size))
     boxes = [(c * size, r * size, (c + 1) * size, (r + 1) * size) for r in range(rows) for c in range(columns)]
     base = image.resize((size, size), Image.Resampling.BICUBIC)
     pixels = _normalize([base, *map(canvas.crop, boxes)], config.vision)

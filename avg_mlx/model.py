@@ -11,9 +11,11 @@
 import importlib
 import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from .config import Config
 from .geometry import token_grid
@@ -23,6 +25,11 @@ from .prompt import PLACEHOLDER_ID
 from .router import Router
 from .scaler import pool, pyramid
 from .vision import Projector, VisionTower
+
+
+def tensors_of(model: nn.Module) -> dict[str, mx.array]:
+    """{name: array} of a model's parameters."""
+    return cast(dict[str, mx.array], tree_flatten(model.parameters(), destination={}))
 
 
 class Model(nn.Module):
@@ -45,7 +52,8 @@ class Model(nn.Module):
 
     def embed_text(self, ids: Sequence[int]) -> mx.array:
         """Input embeddings of all tokens but the placeholders: (tokens, D)."""
-        return self.language_model.model.embed_tokens(mx.array([i for i in ids if i != PLACEHOLDER_ID]))
+        text = self.language_model.model.embed_tokens(mx.array([i for i in ids if i != PLACEHOLDER_ID]))
+        return text.astype(self.image_newline.dtype)  # 4- and 8-bit floats come as bfloat16 in any model
 
     def route(self, features: mx.array, text: mx.array) -> mx.array:
         """The router's logits, (granularities,), from one image's features and the prompt's text embeddings."""
@@ -68,6 +76,16 @@ class Model(nn.Module):
             parts += [stretch] if image is None else [stretch, image.astype(text.dtype)]
         return mx.concatenate(parts)
 
+    def hidden(self, embeddings: mx.array, cache=None) -> mx.array:
+        """The language model without its head: (batch, positions, D) → the same, normalized."""
+        return self.language_model.model(mx.zeros(embeddings.shape[:2], mx.int32), cache, embeddings)
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """Logits: (…, D) → (…, vocabulary)."""
+        if self.config.text["tie_word_embeddings"]:
+            return self.language_model.model.embed_tokens.as_linear(hidden)
+        return self.language_model.lm_head(hidden)
+
     def __call__(self, embeddings: mx.array, cache=None) -> mx.array:
         """Next-token logits: (batch, positions, D) → (batch, positions, vocabulary)."""
-        return self.language_model(mx.zeros(embeddings.shape[:2], mx.int32), cache, embeddings)
+        return self.head(self.hidden(embeddings, cache))

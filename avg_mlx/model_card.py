@@ -1,7 +1,10 @@
 """The README.md of a converted folder."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from .config import Config
 
 CARD = """\
 ---
@@ -27,13 +30,13 @@ The method is described in "AVG-LLaVA: An Efficient Large Multimodal Model with 
 
 def model_card(origin: str, keys: Mapping[str, Any]) -> str:
     """A model card for a folder converted from `origin`, a Hub repository or a local folder, with config `keys`."""
-    on_hub = origin.count("/") == 1 and not origin.startswith((".", "/", "~"))
+    on_hub = not Path(origin).expanduser().exists()
     quantization = keys.get("quantization")
     if quantization:
         weights = f"language model quantized to {quantization['bits']} bits in groups of {quantization['group_size']}"
     else:
         weights = f"weights in {keys['torch_dtype']}"
-    granularities = ", ".join(map(str, sorted(keys.get("vis_token_granularity", []))))
+    granularities = ", ".join(map(str, sorted(Config.from_dict(keys).granularities)))
     if keys["router_select"]:
         routing = f"A router picks {granularities} visual tokens per crop."
     else:

@@ -32,10 +32,15 @@ def build_messages(prompt: str | Messages, images: int, system_prompt: str | Non
     """A conversation with one placeholder for every image.
 
     prompt: a question, or messages of role and content. Without any placeholder of its own, the first user
-    message gets them all in front, each on its line. Raises InputError if texts are empty or counts disagree.
+    message gets them all in front, each on its line. Raises InputError if a message is none, texts are empty or
+    counts disagree.
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-    if not messages or not all(m.get("content", "").replace(PLACEHOLDER, "").strip() for m in messages):
+    for n, message in enumerate(messages):
+        roles = ("user", "assistant") if n else ("system", "user", "assistant")
+        if message.get("role") not in roles or not isinstance(message.get("content"), str):
+            raise InputError(f"message {n + 1} is {message!r}; expected role ({', '.join(roles)}) and content (a text)")
+    if not messages or not all(m["content"].replace(PLACEHOLDER, "").strip() for m in messages):
         raise InputError("the prompt is empty; ask something")
     if system_prompt is not None:
         messages = [{"role": "system", "content": system_prompt}] + [m for m in messages if m["role"] != "system"]
@@ -55,8 +60,12 @@ def build_messages(prompt: str | Messages, images: int, system_prompt: str | Non
 
 def encode_messages(tokenizer, messages: Messages) -> list[int]:
     """The ids of a conversation that awaits its answer, PLACEHOLDER_ID for each image."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return encode_text(tokenizer, text)
+    return encode_text(tokenizer, render(tokenizer, messages, awaits_answer=True))
+
+
+def render(tokenizer, messages: Messages, awaits_answer: bool) -> str:
+    """A conversation as text, by the tokenizer's chat template."""
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=awaits_answer)
 
 
 def encode_text(tokenizer, text: str) -> list[int]:
@@ -73,9 +82,9 @@ def encode_text(tokenizer, text: str) -> list[int]:
 
 
 def _guard_leading_space(tokenizer, piece: str) -> str:
-    """SentencePiece puts its space before every text; a tokenizer.json leaves it out where there is one already."""
+    """SentencePiece puts its space before every text; a tokenizer.json may leave it out where there is one already."""
     if piece[:1] in (" ", "▁"):
-        first = tokenizer.encode("a", add_special_tokens=False)[0]
-        if tokenizer.convert_ids_to_tokens(first).startswith("▁"):
+        bare, spaced = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", " a"))
+        if bare == spaced:
             return " " + piece
     return piece

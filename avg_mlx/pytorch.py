@@ -73,6 +73,10 @@ class Origin:
             return mx.contiguous(mx.split(there, 3)[self.part])
         return there
 
+    def give(self, ours: mx.array) -> mx.array:
+        """The tensor in the file, given ours; parts of a stacked one are yet to be stacked."""
+        return mx.contiguous(ours.transpose(0, 3, 1, 2)) if self.convolution else ours
+
 
 def origin(name: str) -> Origin:
     """The place of our tensor `name` in the authors' layout."""
@@ -94,7 +98,10 @@ class Shards(Protocol):
 
 def load_arrays(file: Path) -> dict[str, mx.array]:
     """The arrays of a safetensors file, lazily."""
-    return cast(dict[str, mx.array], mx.load(str(file)))
+    try:
+        return cast(dict[str, mx.array], mx.load(str(file)))
+    except RuntimeError as error:  # of a type that MLX has not
+        raise InputError(f"{file} cannot be loaded ({error}); get it in float16, bfloat16 or float32") from error
 
 
 class SafetensorsShards:
@@ -130,16 +137,18 @@ class PickledShards:
             raise AvgMlxError(
                 "pickled .bin shards need PyTorch to read them; pip install 'avg-mlx[torch]', then convert again"
             ) from None
+        self.shapes: dict[str, Shape] = {}
         self._tensors: dict[str, torch.Tensor] = {}
         for file in files:
             try:
-                self._tensors |= torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                self.shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+                self._tensors |= tensors
             except Exception as error:  # UnpicklingError, RuntimeError, EOFError and more
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise InputError(
                     f"{file} cannot be read as plain tensors ({reason}); get it in safetensors form"
                 ) from error
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> mx.array:
         import torch
@@ -176,10 +185,12 @@ class TowerShards:
 
 def _indexed_files(index: Path) -> list[Path]:
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
+        files = [index.parent / name for name in sorted(set(read_json(index)["weight_map"].values()))]
     except (KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{index} is not an index of shards: it has no weight_map; get it again") from error
-    absent = [name for name in names if not (index.parent / name).is_file()]
+        raise InputError(
+            f"{index} is not an index of shards: it has no weight_map of file names; get it again"
+        ) from error
+    absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise InputError(f"{index} names absent files: {', '.join(absent)}; download them into {index.parent}")
-    return [index.parent / name for name in names]
+    return files

@@ -30,12 +30,28 @@ def _unit(x: mx.array) -> mx.array:
     return x / mx.maximum(mx.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
 
 
+class CropAttention(nn.MultiHeadAttention):
+    """Self-attention whose weights drop out in training, as PyTorch's encoder layer has it."""
+
+    def __init__(self, D: int):
+        super().__init__(D, HEADS, bias=True)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def __call__(self, x: mx.array) -> mx.array:  # type: ignore[override]
+        if not self.training:
+            return super().__call__(x, x, x)
+        projections = (self.query_proj, self.key_proj, self.value_proj)
+        q, k, v = (mx.unflatten(p(x), -1, (HEADS, -1)).swapaxes(1, 2) for p in projections)
+        weights = mx.softmax(q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5, axis=-1)
+        return self.out_proj((self.dropout(weights) @ v).swapaxes(1, 2).flatten(-2))
+
+
 class CropMixer(nn.Module):
     """A post-norm Transformer layer. As trained: each position attends to itself in the image's other crops."""
 
     def __init__(self, D: int):
         super().__init__()
-        self.attention = nn.MultiHeadAttention(D, HEADS, bias=True)
+        self.attention = CropAttention(D)
         self.linear1 = nn.Linear(D, D)
         self.linear2 = nn.Linear(D, D)
         self.norm1 = nn.LayerNorm(D)
@@ -44,7 +60,7 @@ class CropMixer(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(positions, crops, D) → the same."""
-        x = self.norm1(x + self.dropout(self.attention(x, x, x)))
+        x = self.norm1(x + self.dropout(self.attention(x)))
         y = self.linear2(self.dropout(nn.relu(self.linear1(x))))
         return self.norm2(x + self.dropout(y))
 

@@ -76,8 +76,9 @@ def _tower_config(folder: Path, name: str) -> dict[str, Any]:
         return dict(KNOWN_TOWERS[name])
     tower = _tower_folder(folder, name, ["*.json"])
     keys = read_json(tower / "config.json")
-    keys = keys.get("vision_config", keys)
-    if "hidden_act" in keys and keys.get("model_type", "clip_vision_model") != "clip_vision_model":
+    if isinstance(keys.get("vision_config"), dict):  # a whole CLIP's
+        keys = keys["vision_config"]
+    if keys.get("model_type", "clip_vision_model") != "clip_vision_model":
         raise InputError(f"the vision tower {name} is a {keys['model_type']!r}, expected a CLIP vision tower")
     if (tower / "preprocessor_config.json").is_file():
         processor = read_json(tower / "preprocessor_config.json")

@@ -17,33 +17,39 @@ SPACE = "▁"
 
 
 def write_tokenizer(source: Path, destination: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json, chat template included, for a checkpoint folder.
+    """Write tokenizer.json and tokenizer_config.json, chat template included, for a PyTorch checkpoint.
 
-    A tokenizer.model wins over a tokenizer.json, since the reference reads it; a converted folder's are copied.
+    A tokenizer.model wins over a tokenizer.json, since the reference reads it.
     """
+    try:
+        _write_tokenizer(source, destination)
+    except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"the tokenizer of {source} is damaged ({type(error).__name__}: {error}); get its files again"
+        ) from error
+
+
+def _write_tokenizer(source: Path, destination: Path) -> None:
     settings_file = source / "tokenizer_config.json"
     settings = read_json(settings_file) if settings_file.is_file() else {}
-    tokenizer_json, chat_template = source / "tokenizer.json", settings.get("chat_template", CHAT_TEMPLATE)
+    chat_template = CHAT_TEMPLATE  # the authors' code has it in it
     if (source / "tokenizer.model").is_file():
-        chat_template = CHAT_TEMPLATE  # what the authors' code hard-wires
         build_tokenizer(source / "tokenizer.model", settings).save(str(destination / "tokenizer.json"))
-    elif tokenizer_json.is_file():
-        shutil.copyfile(tokenizer_json, destination / "tokenizer.json")
+    elif (source / "tokenizer.json").is_file():
+        shutil.copyfile(source / "tokenizer.json", destination / "tokenizer.json")
+        chat_template = settings.get("chat_template", CHAT_TEMPLATE)
     else:
         raise InputError(f"{source} has no tokenizer; expected tokenizer.model or tokenizer.json")
-    special = {
-        name: token_text(settings[name])
-        for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-        if settings.get(name) is not None
-    }
-    kept = {
-        **special,
+    special = ("bos_token", "eos_token", "unk_token", "pad_token")
+    ours = {
+        **{name: token_text(settings[name]) for name in special if settings.get(name)},
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": settings.get("model_max_length"),
         "clean_up_tokenization_spaces": False,
         "chat_template": chat_template,
     }
-    write_json(destination / "tokenizer_config.json", kept)
+    write_json(destination / "tokenizer_config.json", {**settings, **ours})
 
 
 def build_tokenizer(model_file: Path, settings: dict[str, Any]):
@@ -53,7 +59,7 @@ def build_tokenizer(model_file: Path, settings: dict[str, Any]):
     text, not only before the first), `add_bos_token` and `added_tokens_decoder` are heeded. Raises InputError
     for a file that is not a byte-fallback BPE model.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     pieces = _read_pieces(model_file)
     vocabulary = {piece.piece: i for i, piece in enumerate(pieces)}
@@ -66,8 +72,10 @@ def build_tokenizer(model_file: Path, settings: dict[str, Any]):
             byte_fallback=True,
         )
     )
-    scheme = "always" if settings.get("legacy", True) else "first"
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
+    if settings.get("legacy", True):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace(SPACE, " "),

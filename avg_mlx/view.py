@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from .config import Config
 from .errors import InputError
-from .geometry import Pair, visual_token_count
+from .geometry import Pair
 from .image import Crops, make_crops
 from .image_io import MAX_PIXELS, ImageSource, read_image
 from .model import Model
@@ -153,10 +153,7 @@ def _floats(x: mx.array) -> tuple[float, ...]:
 
 
 def _view(config: Config, crops: Crops, routing: Routing | None, granularity: int | str, budget: int | None) -> View:
-    counts = {
-        g: visual_token_count(g, config.vision.patch_grid, crops.crop_grid, crops.image_size)
-        for g in config.granularities
-    }
+    counts = {g: config.visual_tokens(g, crops.image_size) for g in config.granularities}
     if routing is None:
         chosen, source = int(granularity), "forced"
     else:

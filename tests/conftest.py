@@ -1,9 +1,11 @@
-"""The tiny golden checkpoint, converted once a session, and the reference's numbers for it."""
+"""The golden checkpoint, converted once a session, the reference's numbers for it, and other checkpoints at random."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -14,6 +16,31 @@ ROOT = Path(__file__).parent.parent
 
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
 GRANULARITIES = (36, 72, 144, 288, 576)
+
+hypothesis.settings.register_profile("avg-mlx", deadline=None, database=None)  # nothing is timed
+hypothesis.settings.load_profile("avg-mlx")
+
+# Another model than the golden one in all its sizes, and many times cheaper: crops of 4×4 patches.
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+    "mm_vision_select_layer": -2,
+    "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]],
+    "vis_token_granularity": [1, 2, 4, 8, 16],
+    "filtered_text_num": 5,
+}
+TINY_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "hidden_act": "gelu",
+}
 
 
 class Reference:
@@ -66,3 +93,111 @@ def checkpoint(tmp_path) -> Path:
 def model_folder(tmp_path, converted) -> Path:
     """A copy of the converted folder, to be spoiled."""
     return Path(shutil.copytree(converted, tmp_path / "model"))
+
+
+def write_checkpoint(folder: Path, changes=None, tower=None, dtype=np.float32) -> dict[str, np.ndarray]:
+    """Write a random checkpoint in the authors' layout: TINY, but for `changes` to its config and its tower's.
+
+    Returns its tensors by our names.
+    """
+    from safetensors.numpy import save_file
+
+    from avg_mlx.checkpoint import build_model, shapes_of
+    from avg_mlx.pytorch import origin
+
+    shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    for file, new in (("config.json", TINY | (changes or {})), ("clip/config.json", TINY_TOWER | (tower or {}))):
+        keys = json.loads((folder / file).read_text()) | new
+        (folder / file).write_text(json.dumps(keys))
+    keys = json.loads((folder / "config.json").read_text())
+    vision_config = json.loads((folder / "clip" / "config.json").read_text())
+    shapes = shapes_of(build_model(keys | {"vision_config": vision_config}, ()))
+
+    random = np.random.default_rng(0)
+    ours = {name: random.normal(0, 0.3, shape).astype(dtype) for name, shape in shapes.items()}
+    theirs: dict[str, list[np.ndarray]] = {}
+    for name, array in ours.items():
+        if "norm" in name and name.endswith("weight"):
+            array += 1
+        if name == "vision_tower.patch_embedding.weight":
+            array = array.transpose(0, 3, 1, 2)
+        theirs.setdefault(origin(name).name, []).append(array)
+    stacked = {name: np.ascontiguousarray(np.concatenate(arrays)) for name, arrays in theirs.items()}
+    save_file(stacked, folder / "model.safetensors")
+    return ours
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A random checkpoint of TINY sizes in the authors' layout."""
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    write_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_checkpoint) -> Path:
+    """The same, converted."""
+    from avg_mlx import convert
+
+    folder = tiny_checkpoint.parent / "model"
+    convert(tiny_checkpoint, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder):
+    """(model, tokenizer) of the same."""
+    from avg_mlx import load
+
+    return load(tiny_folder)
+
+
+class SentencePieceTokenizer:
+    """How transformers' LlamaTokenizer used SentencePiece until its version 5, as the reference does."""
+
+    def __init__(self, model_file: Path, legacy: bool = False):
+        from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+        proto = sentencepiece_model_pb2.ModelProto()
+        proto.ParseFromString(model_file.read_bytes())
+        proto.normalizer_spec.add_dummy_prefix = legacy
+        self.pieces = SentencePieceProcessor(model_proto=proto.SerializeToString())
+        self.legacy = legacy
+        self.unknown = self.pieces.encode("<unk>")
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, BOS first."""
+        if text and not self.legacy:
+            text = " " + text.replace("▁", " ")
+        ids: list[int] = []
+        for stretch in re.split("(<unk>|<s>|</s>)", text):
+            ids += self._encode_stretch(stretch) if stretch else []
+        if not self.legacy and len(ids) > 1 and ids[0] == self.pieces.piece_to_id("▁") and ids[1] < 3:
+            ids = ids[1:]  # the text began with a special token
+        return [self.pieces.bos_id(), *ids]
+
+    def _encode_stretch(self, stretch: str) -> list[int]:
+        if stretch in ("<unk>", "<s>", "</s>"):
+            return [self.pieces.piece_to_id(stretch)]
+        if self.legacy or not stretch.startswith((" ", "▁")):
+            return self.pieces.encode(stretch)
+        return self.pieces.encode("<unk>" + stretch)[len(self.unknown) :]
+
+
+@pytest.fixture
+def refused(capfd):
+    """`refused(main, *arguments)` runs a command that must fail in one line on stderr, and returns that line."""
+
+    def run(main, *arguments, status: int = 2) -> str:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            code = exit.code
+        out, err = capfd.readouterr()
+        lines = [line for line in err.splitlines() if line]
+        assert (code, out, len(lines)) == (status, "", 1), err
+        assert "Traceback" not in err
+        return lines[0]
+
+    return run

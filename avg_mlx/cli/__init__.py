@@ -11,28 +11,26 @@ from typing import NoReturn
 
 from ..errors import AvgMlxError
 
-INTERRUPTED = 130  # the shell's word for Ctrl-C
-
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {_one_line(message)}; see {self.prog} --help\n")
 
 
 def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: list[str] | None) -> int:
     """Parse, work, and turn whatever goes wrong into one line on stderr and an exit status."""
     parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         work(args)
         sys.stdout.flush()
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"\n{parser.prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)  # as shells say it
     except BrokenPipeError:  # the reader of stdout has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -41,15 +39,27 @@ def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: l
             traceback.print_exc()
         if not isinstance(error, AvgMlxError):
             error = AvgMlxError(f"unexpected {type(error).__name__}: {error} (--verbose tells where)")
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{parser.prog}: {_one_line(error)}", file=sys.stderr)
         return error.exit_status
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM ends the work as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
 
 
 def number(kind: type, low: float, high: float = math.inf, *, exclusive: bool = False) -> Callable[[str], float]:
     """An argparse type: a number of `kind` between bounds; `exclusive` leaves the lower one out."""
     what = "a whole number" if kind is int else "a number"
-    bounds = f"above {low:g}" if exclusive else f"from {low:g}"
-    bounds += f" up to {high:g}" if high < math.inf else " upwards"
+    bounds = f"above {low}" if exclusive else f"from {low}"
+    bounds += f" up to {high}" if high < math.inf else " upwards"
 
     def parse(text: str) -> float:
         try:
@@ -61,3 +71,12 @@ def number(kind: type, low: float, high: float = math.inf, *, exclusive: bool = 
         return value
 
     return parse
+
+
+def text(given: str) -> str:
+    """An argparse type: a text that came as UTF-8."""
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("this is not UTF-8 text") from None
+    return given

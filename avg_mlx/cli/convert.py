@@ -1,7 +1,6 @@
 """`avg-mlx convert`: a PyTorch AVG-LLaVA checkpoint → an MLX folder."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -31,7 +30,7 @@ def build_parser(prog: str) -> Parser:
     add("-q", "--quantize", action="store_true", help="quantize the language model")
     add("--q-bits", type=int, metavar="BITS", help="bits per weight (default: 4)")
     add("--q-group-size", type=int, metavar="SIZE", help="weights that share a scale (default: 64)")
-    add("--q-mode", choices=("affine", "mxfp4", "nvfp4", "mxfp8"), default="affine", help="default: %(default)s")
+    add("--q-mode", choices=("affine", "mxfp4", "nvfp4", "mxfp8"), help="default: affine")
     add("--quant-predicate", choices=RECIPES, help="mlx-lm's recipes of mixed bits")
     add("--q-vision", type=int, metavar="BITS", help="quantize the vision tower and the projector too")
     add("--q-router", type=int, metavar="BITS", help="quantize the router too")
@@ -40,26 +39,20 @@ def build_parser(prog: str) -> Parser:
 
 def convert(args: argparse.Namespace) -> None:
     """Check the options, convert with a progress bar, print a table."""
-    details = ("q_bits", "q_group_size", "quant_predicate", "q_vision", "q_router")
+    details = ("q_bits", "q_group_size", "q_mode", "quant_predicate", "q_vision", "q_router")
     given = [f"--{name.replace('_', '-')}" for name in details if getattr(args, name) is not None]
     if given and not args.quantize:
         raise InputError(f"{given[0]} says how to quantize; add -q to quantize")
-    from tqdm import tqdm
-
     from .. import conversion
     from ..quantization import Quantization
+    from .progress import Bar
 
     quantization = None
     if args.quantize:
         quantization = Quantization(
-            args.q_bits, args.q_group_size, args.q_mode, args.quant_predicate, args.q_vision, args.q_router
+            args.q_bits, args.q_group_size, args.q_mode or "affine", args.quant_predicate, args.q_vision, args.q_router
         )
-    with tqdm(desc="Converting", unit="B", unit_scale=True, file=sys.stderr, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with Bar("Converting") as bar:
         parts = conversion.convert(
             args.hf_path,
             args.mlx_path,
@@ -67,7 +60,7 @@ def convert(args: argparse.Namespace) -> None:
             quantization=quantization,
             dequantize=args.dequantize,
             dtype=args.dtype,
-            progress=progress,
+            progress=bar.show,
         )
     print(table(parts))
     print(f"Wrote {args.mlx_path}")

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from . import Parser, number, run
+from . import Parser, number, run, text
 
 if TYPE_CHECKING:
     from ..generation import Answer
@@ -21,13 +21,14 @@ def main(arguments: list[str] | None = None, prog: str = "generate.py") -> int:
 
 def build_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description="Ask AVG-LLaVA about an image; it decides how closely to look.")
-    count, fraction = number(int, 1), number(float, 0, 1)
+    count, fraction = number(int, 1, 2**31 - 1), number(float, 0, 1)
     add = parser.add_argument
     add("--model", default="mlx_model", help="converted folder or Hub repository (default: %(default)s)")
     add("--revision", help="branch, tag or commit of the Hub repository")
-    add("--prompt", "-p", required=True, help="the question; <image> marks an image's place; - reads standard input")
+    add("--adapter-path", help="adapters to put on top: a folder that training wrote")
+    add("--prompt", "-p", type=text, required=True, help="the question; <image> marks a place; - reads standard input")
     add("--image", nargs="+", action="extend", default=[], help="path, http(s) URL, data URI, or - for standard input")
-    add("--system-prompt", help="instead of the one the model was trained with")
+    add("--system-prompt", type=text, help="instead of the one the model was trained with")
     add("--granularity", type=granularity, default="auto", help="visual tokens per crop, or auto: the router picks")
     add("--max-visual-tokens", type=count, metavar="N", help="let the router pick within N visual tokens an image")
     add("--max-pixels", type=count, default=64_000_000, metavar="N", help="refuse larger images (default: 64 million)")
@@ -42,8 +43,8 @@ def build_parser(prog: str) -> Parser:
     add("--min-p", type=fraction, default=0.0)
     add("--repetition-penalty", type=number(float, 0, exclusive=True), help="above 1 discourages repetition")
     add("--repetition-context-size", type=count, default=20, metavar="N", help="tokens it looks back (default: 20)")
-    add("--seed", type=number(int, 0), help="of the sampling")
-    add("--extra-eos-token", nargs="+", default=[], help="more tokens that end the answer")
+    add("--seed", type=number(int, 0, 2**64 - 1), help="of the sampling")
+    add("--extra-eos-token", type=text, nargs="+", default=[], help="more tokens that end the answer")
     add("--max-kv-size", type=number(int, 5), metavar="N", help="keep only the prompt's first and the last positions")
     add("--kv-bits", type=int, choices=(2, 3, 4, 5, 6, 8), help="quantize the KV cache")
     add("--kv-group-size", type=int, choices=(32, 64, 128), default=64)
@@ -70,10 +71,13 @@ def generate(args: argparse.Namespace) -> None:
 
     from .. import load, stream_generate
 
-    model, tokenizer = load(args.model, args.revision)
+    model, tokenizer = load(args.model, args.revision, args.adapter_path)
     load_seconds = time.perf_counter() - start
+    vocab_size = model.config.vocab_size
+    if args.top_k >= vocab_size:
+        raise InputError(f"--top-k is {args.top_k}, but this model has {vocab_size} tokens; give less, or 0 for all")
     for token in args.extra_eos_token:
-        _add_eos_token(tokenizer, token)
+        _add_eos_token(tokenizer, vocab_size, token)
     if args.seed is not None:
         mx.random.seed(args.seed)
     segments = stream_generate(
@@ -111,12 +115,15 @@ def _read_stdin(prompt: str, images: list[str]) -> tuple[str, list[str | bytes]]
     if [prompt, *images].count("-") > 1:
         raise InputError("standard input can be read once; give - for the prompt or for one image")
     if prompt == "-":
-        prompt = sys.stdin.read()
+        try:
+            prompt = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError:
+            raise InputError("the prompt on standard input is not UTF-8 text; save it as UTF-8") from None
     return prompt, [sys.stdin.buffer.read() if image == "-" else image for image in images]
 
 
-def _add_eos_token(tokenizer, token: str) -> None:
-    if not token.isdecimal() and token not in tokenizer.get_vocab():
+def _add_eos_token(tokenizer, vocab_size: int, token: str) -> None:
+    if token not in tokenizer.get_vocab() and not (token.isdecimal() and int(token) < vocab_size):
         raise InputError(f"{token!r} is not a token of this model; --extra-eos-token takes tokens or their numbers")
     tokenizer.add_eos_token(token)
 

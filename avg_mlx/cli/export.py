@@ -1,0 +1,22 @@
+"""`avg-mlx export`: a converted folder back to the authors' PyTorch layout."""
+
+import argparse
+
+from . import Parser, run
+
+
+def main(arguments: list[str] | None = None, prog: str = "avg-mlx export") -> int:
+    parser = Parser(prog=prog, description="Write a converted folder in the authors' PyTorch layout.")
+    add = parser.add_argument
+    add("--model", default="mlx_model", help="converted folder or Hub repository (default: %(default)s)")
+    add("--save-path", default="exported_model", help="folder to write; it must not exist (default: %(default)s)")
+    return run(parser, export, arguments)
+
+
+def export(args: argparse.Namespace) -> None:
+    from .. import exporting
+    from .progress import Bar
+
+    with Bar("Exporting") as bar:
+        exporting.export(args.model, args.save_path, progress=bar.show)
+    print(f"Wrote {args.save_path}")

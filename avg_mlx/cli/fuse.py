@@ -1,0 +1,29 @@
+"""`avg-mlx fuse`: adapters and router into a converted model."""
+
+import argparse
+
+from . import Parser, run
+from .convert import table
+
+
+def main(arguments: list[str] | None = None, prog: str = "avg-mlx fuse") -> int:
+    parser = Parser(prog=prog, description="Fuse adapters and a trained router into a converted model.")
+    add = parser.add_argument
+    add("--model", default="mlx_model", help="converted folder or Hub repository (default: %(default)s)")
+    add("--adapter-path", default="adapters", help="folder that training wrote (default: %(default)s)")
+    add("--save-path", default="fused_model", help="folder to write; it must not exist (default: %(default)s)")
+    add("--dequantize", action="store_true", help="leave nothing quantized: all that was learned is kept")
+    return run(parser, fuse, arguments)
+
+
+def fuse(args: argparse.Namespace) -> None:
+    """Fuse with a progress bar, print a table."""
+    from .. import fusing
+    from .progress import Bar
+
+    with Bar("Fusing") as bar:
+        parts = fusing.fuse(
+            args.model, args.adapter_path, args.save_path, dequantize=args.dequantize, progress=bar.show
+        )
+    print(table(parts))
+    print(f"Wrote {args.save_path}")

@@ -1,0 +1,126 @@
+"""Training data in LLaVA's format → samples of ids and labels."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import Config
+from ..errors import InputError
+from ..geometry import Pair
+from ..image_io import read_image_size
+from ..prompt import PLACEHOLDER, build_messages, encode_text, render
+
+IGNORED = -100
+ROLES = {"human": "user", "gpt": "assistant"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation: what is read, and what is learned of it."""
+
+    id: str
+    ids: tuple[int, ...]  # -200 for each image
+    labels: tuple[int, ...]  # the answers' ids, IGNORED elsewhere
+    images: tuple[Path, ...]
+    image_sizes: tuple[Pair, ...]  # (height, width)
+
+    @property
+    def answer_tokens(self) -> int:
+        """How many labels are learned."""
+        return sum(label != IGNORED for label in self.labels)
+
+    @property
+    def key(self) -> str:
+        """A hash of what the sample says and of its images' sizes, to recognize it by."""
+        content = [self.id, self.ids, self.labels, [image.name for image in self.images], self.image_sizes]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def positions(self, config: Config, granularity: int) -> int:
+        """The length of the language model's input at `granularity`."""
+        visual = sum(config.visual_tokens(granularity, size) for size in self.image_sizes)
+        return len(self.ids) - len(self.images) + visual
+
+
+def read_samples(data: Path, image_folder: Path | None, tokenizer, config: Config) -> list[Sample]:
+    """All samples of a JSON list or a JSON Lines file of `{"id", "image", "conversations"}`.
+
+    `image` may be absent, a name or a list of names, relative to `image_folder` (by default the file's own).
+    Raises InputError that says which sample is wrong, and lists all image files that are missing.
+    """
+    folder = image_folder or data.parent
+    records = list(_read_records(data))
+    if not records:
+        raise InputError(f"{data} has no samples; expected a list of id, image and conversations")
+    named = [(f"{data}: sample {n} ({record.get('id', 'no id')})", record) for n, record in enumerate(records, 1)]
+    images = [[folder / name for name in _image_names(where, record)] for where, record in named]
+    missing = sorted({str(file) for files in images for file in files if not file.is_file()})
+    if missing:
+        raise InputError(f"{len(missing)} image files are missing: {', '.join(missing)}; is --image-folder right?")
+    return [_sample(where, record, files, tokenizer) for (where, record), files in zip(named, images, strict=True)]
+
+
+def _read_records(data: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = data.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {data} ({getattr(error, 'strerror', None) or error})") from error
+    number = 1
+    try:
+        if text.lstrip().startswith("["):
+            records = json.loads(text)
+        else:
+            records = []
+            for number, line in enumerate(text.splitlines(), 1):  # noqa: B007 - told in the error
+                records += [json.loads(line)] if line.strip() else []
+    except json.JSONDecodeError as error:
+        at = number + error.lineno - 1
+        raise InputError(f"{data}, line {at}: not valid JSON ({error.msg} at column {error.colno})") from error
+    for n, record in enumerate(records, 1):
+        if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
+            raise InputError(f"{data}: sample {n} is not an object with a list of conversations")
+        yield record
+
+
+def _image_names(where: str, record: dict[str, Any]) -> list[str]:
+    names = record.get("image") or []
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{where}: image is {record['image']!r}, expected a file name or a list of them")
+    return names
+
+
+def _sample(where: str, record: dict[str, Any], images: list[Path], tokenizer) -> Sample:
+    messages = [_message(where, turn) for turn in record["conversations"]]
+    roles = [message["role"] for message in messages]
+    if len(roles) < 2 or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise InputError(f"{where}: its turns are {[t.get('from') for t in record['conversations']]}; {ALTERNATE}")
+    try:
+        messages = build_messages(messages, len(images))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    ids = encode_text(tokenizer, render(tokenizer, messages, awaits_answer=False))
+    labels = [IGNORED] * len(ids)
+    for turn in range(1, len(messages), 2):
+        question = encode_text(tokenizer, render(tokenizer, messages[:turn], awaits_answer=True))
+        answered = encode_text(tokenizer, render(tokenizer, messages[: turn + 1], awaits_answer=False))
+        if ids[: len(question)] != question or ids[: len(answered)] != answered:
+            raise InputError(f"{where}: turn {turn + 1} does not begin at a token of its own; rephrase it")
+        labels[len(question) : len(answered)] = ids[len(question) : len(answered)]
+    sizes = tuple(read_image_size(file) for file in images)
+    return Sample(str(record.get("id", where)), tuple(ids), tuple(labels), tuple(images), sizes)
+
+
+ALTERNATE = "expected human and gpt in turn, human first and an answer at the end"
+
+
+def _message(where: str, turn: Any) -> dict[str, str]:
+    if not isinstance(turn, dict) or turn.get("from") not in ROLES or not isinstance(turn.get("value"), str):
+        raise InputError(f"{where}: a turn is {turn!r}, expected from human or gpt, and a value")
+    text = turn["value"]
+    if placeholders := text.count(PLACEHOLDER):  # LLaVA moves images to the front of their message
+        text = f"{PLACEHOLDER}\n" * placeholders + text.replace(PLACEHOLDER, "").strip()
+        text = text.strip()
+    return {"role": ROLES[turn["from"]], "content": text}

@@ -1,0 +1,121 @@
+"""Stage 3, multi-granularity instruction tuning: the answers' loss at every granularity."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..adapters import AdapterConfig, add_lora, trained_tensors
+from ..errors import InputError
+from ..model import Model
+from .data import Sample
+from .forward import answer_losses, load_crops
+from .loop import MicroLoss
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """What instruction tuning changes beside the language model."""
+
+    projector: bool = False
+    newline: bool = False
+    vision: bool = False
+
+
+def prepare(model: Model, config: AdapterConfig, trainable: Trainable, grad_checkpoint: bool) -> None:
+    """Freeze `model` but for what is to be trained, adding LoRA layers first. Fresh ones follow MLX's random state."""
+    layers = model.language_model.layers
+    if config.num_layers > len(layers):
+        raise InputError(f"--num-layers is {config.num_layers}, but the language model has {len(layers)}")
+    model.freeze()
+    if config.fine_tune_type == "full" and config.num_layers == -1:
+        _unfreeze(model.language_model)
+    elif config.fine_tune_type == "full":
+        for layer in layers[len(layers) - config.num_layers :]:
+            _unfreeze(layer)
+    elif config.has_lora:
+        add_lora(model, config)
+    if trainable.projector:
+        _unfreeze(model.projector)
+    if trainable.newline:
+        model.unfreeze(keys="image_newline", recurse=False)
+    if trainable.vision:
+        _unfreeze(model.vision_tower)
+    if not trained_tensors(model):
+        raise InputError("nothing would be trained; give more --num-layers, or --train-projector and the like")
+    model.train()
+    if grad_checkpoint:
+        _checkpoint_gradients(layers[0])
+
+
+def _unfreeze(module: nn.Module) -> None:
+    if any(hasattr(part, "scales") for part in module.modules()):
+        raise InputError("quantized weights cannot be trained themselves; use --fine-tune-type lora, or dequantize")
+    module.unfreeze()
+
+
+def _checkpoint_gradients(layer) -> None:
+    """mlx-lm's, which patches the layer's class and must do so once."""
+    from mlx_lm.tuner.trainer import grad_checkpoint
+
+    if type(layer).__call__.__name__ != "checkpointed_fn":
+        grad_checkpoint(layer)
+
+
+@dataclass
+class InstructTask:
+    """Learning to answer at all granularities, or at `granularities_per_step` of them drawn anew each step."""
+
+    model: Model
+    samples: Sequence[Sample]
+    held_out: Sequence[Sample]
+    trainable: Trainable
+    micro_batch: int
+    granularities_per_step: int | None = None
+    seed: int = 0
+
+    def micro_losses(self, samples: Sequence[int], batch: Sequence[int], step: int) -> Iterable[MicroLoss]:
+        """One for each micro-batch and granularity; text-only samples pass once."""
+        granularities = self.model.config.granularities
+        if self.granularities_per_step is not None:
+            rng = np.random.default_rng([self.seed, step])
+            drawn = rng.choice(len(granularities), self.granularities_per_step, replace=False)
+            granularities = tuple(granularities[i] for i in sorted(drawn))
+        tokens = sum(self.samples[i].answer_tokens for i in batch)
+        chosen = [self.samples[i] for i in samples]
+        for start in range(0, len(chosen), self.micro_batch):
+            yield from self._losses(chosen[start : start + self.micro_batch], granularities, tokens)
+
+    def validate(self) -> float | None:
+        """The mean loss over held-out answer tokens and all granularities."""
+        tokens = sum(sample.answer_tokens for sample in self.held_out)
+        total = 0.0
+        for start in range(0, len(self.held_out), self.micro_batch):
+            chosen = self.held_out[start : start + self.micro_batch]
+            total += sum(float(loss()) for loss in self._losses(chosen, self.model.config.granularities, tokens))
+        return total if self.held_out else None
+
+    def _losses(self, samples: Sequence[Sample], granularities: Sequence[int], tokens: int) -> Iterator[MicroLoss]:
+        crops = [load_crops(self.model, sample) for sample in samples]
+        frozen = not (self.trainable.vision or self.trainable.projector)
+        features = [[self.model.encode(c) for c in images] for images in crops] if frozen else None
+        mx.eval(features or [])
+
+        def loss_at(chosen: list[int], granularity: int, share: float) -> MicroLoss:
+            def loss() -> mx.array:
+                images = [crops[i] for i in chosen]
+                seen = [features[i] if features else [self.model.encode(c) for c in crops[i]] for i in chosen]
+                losses = answer_losses(self.model, [samples[i] for i in chosen], seen, images, granularity)
+                return losses.sum() * (share / tokens)
+
+            return loss
+
+        with_images = [i for i, sample in enumerate(samples) if sample.images]
+        text_only = [i for i, sample in enumerate(samples) if not sample.images]
+        if text_only:
+            yield loss_at(text_only, granularities[0], 1.0)
+        if with_images:
+            for granularity in granularities:
+                yield loss_at(with_images, granularity, 1 / len(granularities))
