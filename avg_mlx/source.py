@@ -1,5 +1,6 @@
 """What a conversion reads: an AVG-LLaVA checkpoint in the authors' layout, or a converted folder."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ class Source:
         places = [(self._origin(name), shape) for name, shape in shapes_of(model).items()]
         expected = {place.name: place.shape(shape) for place, shape in places}
         found = {name: shape for shards in self.shards for name, shape in shards.shapes.items()}
-        useful = {name: shape for name, shape in found.items() if name in expected or not UNUSED.search(name)}
+        unused = UNUSED if not model.config.text["tie_word_embeddings"] else re.compile(rf"{UNUSED.pattern}|^lm_head\.")
+        useful = {name: shape for name, shape in found.items() if name in expected or not unused.search(name)}
         check_shapes(self.folder, expected, useful)
 
     def _origin(self, name: str) -> Origin:

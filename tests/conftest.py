@@ -201,3 +201,46 @@ def refused(capfd):
         return lines[0]
 
     return run
+
+
+def conversation(*turns: str) -> list[dict[str, str]]:
+    """LLaVA's turns: human and gpt alternate."""
+    return [{"from": ("human", "gpt")[n % 2], "value": turn} for n, turn in enumerate(turns)]
+
+
+def write_samples(folder: Path, records: list) -> Path:
+    """Write training data to a new file in `folder`, and the noise images it names beside it."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for name, (width, height) in IMAGES.items():
+        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    file = folder / "data.json"
+    file.write_text(json.dumps(records))
+    return file
+
+
+IMAGES = {"wide.png": (100, 50), "tall.png": (40, 90), "large.png": (112, 112), "small.png": (30, 30)}
+RECORDS = [
+    {"id": "one", "image": "wide.png", "conversations": conversation("<image>\nWhat is this?", "A cat.")},
+    {"id": "turns", "image": "tall.png", "conversations": conversation("<image>\nA dog?", "no", "A car?", "Yes, two.")},
+    {"id": "late", "image": "large.png", "conversations": conversation("Hello", "Hi there", "See <image>", "A sign.")},
+    {"id": "two", "image": ["small.png", "wide.png"], "conversations": conversation("Are they the same?", "Hardly.")},
+    {"id": "text", "conversations": conversation("Tell me a story of the sea.", "There is none.")},
+    {"id": "last", "image": "small.png", "conversations": conversation("Describe.", "Noise and noise again.")},
+]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A training file of RECORDS, images beside it."""
+    return write_samples(tmp_path_factory.mktemp("data"), RECORDS)
+
+
+@pytest.fixture
+def own_tiny(tiny_folder):
+    """(model, tokenizer) of TINY sizes, to be trained."""
+    from avg_mlx import load
+
+    return load(tiny_folder)

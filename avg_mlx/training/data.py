@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,8 @@ def read_samples(data: Path, image_folder: Path | None, tokenizer, config: Confi
         raise InputError(f"{data} has no samples; expected a list of id, image and conversations")
     named = [(f"{data}: sample {n} ({record.get('id', 'no id')})", record) for n, record in enumerate(records, 1)]
     images = [[folder / name for name in _image_names(where, record)] for where, record in named]
-    missing = sorted({str(file) for files in images for file in files if not file.is_file()})
+    # Unlike Path.is_file, os.path's is false of a name that is too long.
+    missing = sorted({str(file) for files in images for file in files if not os.path.isfile(file)})
     if missing:
         raise InputError(f"{len(missing)} image files are missing: {', '.join(missing)}; is --image-folder right?")
     return [_sample(where, record, files, tokenizer) for (where, record), files in zip(named, images, strict=True)]
@@ -73,7 +75,7 @@ def _read_records(data: Path) -> Iterator[dict[str, Any]]:
             records = json.loads(text)
         else:
             records = []
-            for number, line in enumerate(text.splitlines(), 1):  # noqa: B007 - told in the error
+            for number, line in enumerate(text.split("\n"), 1):  # noqa: B007 - told in the error
                 records += [json.loads(line)] if line.strip() else []
     except json.JSONDecodeError as error:
         at = number + error.lineno - 1
@@ -117,10 +119,13 @@ ALTERNATE = "expected human and gpt in turn, human first and an answer at the en
 
 
 def _message(where: str, turn: Any) -> dict[str, str]:
-    if not isinstance(turn, dict) or turn.get("from") not in ROLES or not isinstance(turn.get("value"), str):
+    if not isinstance(turn, dict) or turn.get("from") not in list(ROLES) or not isinstance(turn.get("value"), str):
         raise InputError(f"{where}: a turn is {turn!r}, expected from human or gpt, and a value")
     text = turn["value"]
-    if placeholders := text.count(PLACEHOLDER):  # LLaVA moves images to the front of their message
+    placeholders = text.count(PLACEHOLDER)
+    if placeholders and turn["from"] == "gpt":
+        raise InputError(f"{where}: an answer has {PLACEHOLDER}; images are for questions")
+    if placeholders:  # LLaVA moves images to the front of their message
         text = f"{PLACEHOLDER}\n" * placeholders + text.replace(PLACEHOLDER, "").strip()
         text = text.strip()
     return {"role": ROLES[turn["from"]], "content": text}

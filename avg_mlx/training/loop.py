@@ -47,12 +47,15 @@ class LoopSettings:
 
 
 def make_optimizer(settings: LoopSettings) -> optim.Optimizer:
-    """AdamW with warm-up; the vision tower may have a learning rate of its own."""
-    text = optim.AdamW(_schedule(settings, settings.learning_rate), weight_decay=settings.weight_decay)
+    """PyTorch's AdamW with warm-up; the vision tower may have a learning rate of its own."""
+
+    def adamw(peak: float) -> optim.Optimizer:
+        return optim.AdamW(_schedule(settings, peak), weight_decay=settings.weight_decay, bias_correction=True)
+
     if settings.vision_learning_rate is None:
-        return text
-    vision = optim.AdamW(_schedule(settings, settings.vision_learning_rate), weight_decay=settings.weight_decay)
-    return optim.MultiOptimizer([vision, text], [lambda name, _: name.startswith("vision_tower.")])
+        return adamw(settings.learning_rate)
+    optimizers = [adamw(settings.vision_learning_rate), adamw(settings.learning_rate)]
+    return optim.MultiOptimizer(optimizers, [lambda name, _: name.startswith("vision_tower.")])
 
 
 def _schedule(settings: LoopSettings, peak: float) -> Callable[[mx.array], mx.array]:

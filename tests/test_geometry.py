@@ -1,0 +1,158 @@
+"""Geometry against slow specifications, for any image and any pinpoints."""
+
+from fractions import Fraction
+
+import mlx.core as mx
+import pytest
+from conftest import CASES, GRANULARITIES
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from avg_mlx.geometry import (
+    best_resolution,
+    fit_within,
+    pooling_kernel,
+    token_grid,
+    unpad_bounds,
+    visual_token_count,
+)
+from avg_mlx.packing import pack
+
+RELEASED = [(672, 336), (336, 672), (672, 672), (336, 1008), (1008, 336)]  # (height, width)
+
+# Every granularity that pools each patch grid to exactly so many tokens.
+POOLING = {
+    (24, 24): (1, 4, 9, 16, 36, 64, 72, 144, 288, 576),
+    (16, 16): (1, 4, 9, 16, 25, 32, 64, 128, 256),
+    (4, 4): (1, 2, 4, 8, 16),
+    (7, 7): (1, 4, 9, 49),
+}
+
+pairs = st.tuples(st.integers(1, 20_000), st.integers(1, 20_000))
+image_sizes = pairs | st.sampled_from([(1, 1), (1, 20_000), (20_000, 1)])
+few_pinpoints = st.tuples(st.integers(1, 4), st.integers(1, 4)).map(lambda grid: (336 * grid[0], 336 * grid[1]))
+pinpoint_lists = st.lists(few_pinpoints | st.tuples(st.integers(1, 3000), st.integers(1, 3000)), min_size=1)
+
+
+def specified_resolution(image_size, pinpoints):
+    """Section 2.2 of the reference, pinpoint after pinpoint, in its (width, height)."""
+    height, width = image_size
+    best = None
+    for H, W in pinpoints:
+        scale = min(W / width, H / height)
+        downscaled_width, downscaled_height = int(width * scale), int(height * scale)
+        effective = min(downscaled_width * downscaled_height, width * height)
+        wasted = W * H - effective
+        if best is None or effective > best[0] or (effective == best[0] and wasted < best[1]):
+            best = (effective, wasted, (H, W))
+    return best[2]
+
+
+@given(image_sizes, pinpoint_lists)
+@example((20_000, 1), RELEASED)
+@example((1, 20_000), RELEASED)
+@example((1, 1), RELEASED)
+def test_best_resolution_is_the_specified_one_of_the_list(image_size, pinpoints):
+    resolution = best_resolution(image_size, pinpoints)
+    assert resolution in pinpoints
+    assert resolution == specified_resolution(image_size, pinpoints)
+
+
+@pytest.mark.parametrize("pinpoints", [[(336, 672), (672, 336)], [(672, 336), (336, 672)]])
+def test_equally_good_resolutions_go_to_the_first(pinpoints):
+    assert best_resolution((500, 500), pinpoints) == pinpoints[0]
+
+
+def test_equally_filled_resolutions_go_to_the_least_empty():
+    assert best_resolution((100, 100), [(1008, 1008), (672, 336), (672, 672)]) == (672, 336)
+
+
+@given(image_sizes, pairs)
+def test_fit_within_touches_a_side_and_keeps_the_aspect_to_a_pixel(image_size, resolution):
+    fitted = fit_within(image_size, resolution)
+    assert all(1 <= side <= limit for side, limit in zip(fitted, resolution, strict=True))
+    assert any(side == limit for side, limit in zip(fitted, resolution, strict=True))
+    scale = min(Fraction(limit, side) for side, limit in zip(image_size, resolution, strict=True))
+    assert all(abs(new - side * scale) <= 1 for side, new in zip(image_size, fitted, strict=True))
+
+
+@pytest.mark.parametrize("image_size", [(336, 672), (427, 640), (1, 20_000), (20_000, 1), (1, 1)])
+def test_fit_within_turns_with_the_image(image_size):
+    assert fit_within(image_size, (672, 336)) == fit_within(image_size[::-1], (336, 672))[::-1]
+
+
+@pytest.mark.parametrize("patch_grid", POOLING)
+def test_granularities_that_pool_a_crop(patch_grid):
+    patches = patch_grid[0] * patch_grid[1]
+    grids = {g: token_grid(g, patch_grid) for g in range(1, patches + 1)}
+    assert tuple(g for g, (rows, columns) in grids.items() if rows * columns == g) == POOLING[patch_grid]
+
+
+@given(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.data())
+def test_pooling_cells_lie_within_the_patch_grid(patch_grid, data):
+    granularity = data.draw(st.integers(1, patch_grid[0] * patch_grid[1]))
+    kernel, grid = pooling_kernel(granularity, patch_grid), token_grid(granularity, patch_grid)
+    for cell, cells, side in zip(kernel, grid, patch_grid, strict=True):
+        assert cell >= 1
+        assert cell * cells <= side < cell * (cells + 1)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "kernel", "grid"),
+    [
+        (36, (4, 4), (6, 6)),
+        (72, (2, 4), (12, 6)),
+        (144, (2, 2), (12, 12)),
+        (288, (1, 2), (24, 12)),
+        (576, (1, 1), (24, 24)),
+    ],
+)
+def test_released_granularities(granularity, kernel, grid):
+    assert pooling_kernel(granularity, (24, 24)) == kernel
+    assert token_grid(granularity, (24, 24)) == grid
+
+
+@given(st.tuples(st.integers(1, 100), st.integers(1, 100)), image_sizes)
+def test_unpad_keeps_the_centred_band_that_the_image_fills(grid, image_size):
+    kept = unpad_bounds(grid, image_size)
+    (height, width), (rows, columns) = image_size, grid
+    if Fraction(width, height) > Fraction(columns, rows):
+        band = (int(height * (columns / width)), columns)
+    else:
+        band = (rows, int(width * (rows / height)))
+    for bounds, side, filled in zip(kept, grid, band, strict=True):
+        assert 0 <= bounds.start <= bounds.stop <= side
+        assert bounds.start == side - bounds.stop
+        assert bounds.stop - bounds.start - filled in (0, 1)
+    assert any(bounds == slice(0, side) for bounds, side in zip(kept, grid, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("granularity", "kept", "of"), [(36, 10, 12), (72, 10, 24), (144, 18, 24), (288, 18, 48), (576, 36, 48)]
+)
+def test_640x480_loses_real_rows_where_cells_are_not_square(granularity, kept, of):
+    """As trained: three quarters of the rows show the image, but at 72 and 288 only half of them are kept."""
+    rows, columns = (2 * side for side in token_grid(granularity, (24, 24)))
+    bounds = unpad_bounds((rows, columns), (480, 640))
+    assert rows == of
+    assert bounds == (slice((of - kept) // 2, (of + kept) // 2), slice(0, columns))
+
+
+@given(st.sampled_from(list(POOLING)), st.data())
+def test_visual_token_count_is_the_length_of_what_is_packed(patch_grid, data):
+    granularity = data.draw(st.sampled_from(POOLING[patch_grid]))
+    crop_grid = data.draw(st.just((0, 0)) | st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    image_size = data.draw(image_sizes)
+    features = mx.zeros((1 + crop_grid[0] * crop_grid[1], granularity, 1))
+    packed = pack(features, token_grid(granularity, patch_grid), crop_grid, image_size, mx.ones(1))
+    assert visual_token_count(granularity, patch_grid, crop_grid, image_size) == len(packed)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["image"])
+def test_golden_crops_and_sequence_lengths(case):
+    image_size = tuple(case["size"][::-1])
+    height, width = best_resolution(image_size, RELEASED)
+    crop_grid = (height // 336, width // 336)
+    assert 1 + crop_grid[0] * crop_grid[1] == case["num_crops"]
+    counts = [visual_token_count(g, (24, 24), crop_grid, image_size) for g in GRANULARITIES]
+    assert [case["prompt_tokens"] + count for count in counts] == case["sequence_lengths"]

@@ -1,0 +1,99 @@
+"""The real Llama-2 tokenizer, fetched for the test: ids against the reference's and against SentencePiece's."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import CHECKPOINT, GOLDEN, SentencePieceTokenizer
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from avg_mlx.checkpoint import load_tokenizer
+from avg_mlx.prompt import build_messages, encode_messages, encode_text
+from avg_mlx.tokenizer import write_tokenizer
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = json.loads((GOLDEN / "llama2_prompts.json").read_text())
+PARTS = (
+    " ",
+    "  ",
+    " " * 5,
+    " " * 15,
+    " " * 33,
+    "▁",
+    "\n",
+    "\n\n\n",
+    "\t",
+    "aaaaaaa",
+    "The 1990s",
+    "über",
+    "日本語",
+    "🙂",
+    "</s>",
+)
+texts = st.lists(st.sampled_from(PARTS) | st.text(max_size=10), max_size=8).map("".join)
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory) -> Path:
+    """Llama-2's tokenizer.model, out of a package that carries it."""
+    folder = tmp_path_factory.mktemp("llama2")
+    options = ["--no-deps", "--only-binary=:all:", "--python-version", "3.12", "--quiet", "--dest", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", "download", *options, "maxtext==0.2.5"], check=True)
+    (wheel,) = folder.glob("maxtext-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (folder / "tokenizer.model").write_bytes(archive.read("maxtext/assets/tokenizers/tokenizer.llama2"))
+    return folder / "tokenizer.model"
+
+
+@pytest.fixture(scope="module")
+def llama2(model_file):
+    """The tokenizer as the product writes and loads it."""
+    shutil.copyfile(CHECKPOINT / "tokenizer_config.json", model_file.with_name("tokenizer_config.json"))
+    destination = model_file.with_name("converted")
+    destination.mkdir()
+    write_tokenizer(model_file.parent, destination)
+    return load_tokenizer(destination, {})
+
+
+@pytest.fixture(scope="module")
+def reference(model_file):
+    return SentencePieceTokenizer(model_file)
+
+
+@pytest.mark.parametrize("case", PROMPTS["single"], ids=lambda case: case["prompt"][:20])
+def test_single_turn(case, llama2):
+    assert encode_messages(llama2, build_messages(case["prompt"], images=1)) == case["ids"]
+
+
+def test_multi_turn(llama2):
+    roles = ("user", "assistant", "user")
+    messages = [{"role": r, "content": c} for r, c in zip(roles, PROMPTS["multi"]["turns"], strict=True)]
+    assert encode_messages(llama2, build_messages(messages, images=1)) == PROMPTS["multi"]["ids"]
+
+
+def test_text_only(llama2):
+    assert (
+        encode_messages(llama2, build_messages(PROMPTS["text_only"]["prompt"], images=0)) == PROMPTS["text_only"]["ids"]
+    )
+
+
+@settings(max_examples=2000)
+@given(text=texts.filter(lambda text: "<image>" not in text))
+@example(text=" " * 100)
+@example(text="a" + " " * 47 + "b")
+def test_any_text_gets_sentencepieces_ids(reference, llama2, text):
+    assert encode_text(llama2, text) == reference.encode(text)
+
+
+def test_the_vocabulary_decodes_as_sentencepiece_decodes(model_file, llama2):
+    pieces = SentencePieceTokenizer(model_file, legacy=True).pieces
+    anchor = pieces.encode("a")
+    assert llama2.vocab_size == pieces.vocab_size() == 32000
+    for id in range(259, 32000):  # after the special tokens and single bytes
+        assert llama2.decode([*anchor, id]) == pieces.decode([*anchor, id])
