@@ -11,7 +11,7 @@ demo: $(DEMO)/config.json
 	$(BIN)/python generate.py --model $(DEMO) --image tests/photos/chelsea.jpg --prompt "What is the cat doing?" -m 24
 
 test: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow

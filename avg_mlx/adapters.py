@@ -86,18 +86,28 @@ def load_adapters(model: Model, folder: str | Path) -> AdapterConfig:
         tensors = cast(dict[str, mx.array], mx.load(str(folder / WEIGHTS)))
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{folder} does not hold adapters that avg-mlx wrote ({error})") from error
+    if config.fine_tune_type not in FINE_TUNE_TYPES:
+        raise InputError(f"{folder / CONFIG}: fine_tune_type is {config.fine_tune_type!r}, not {FINE_TUNE_TYPES}")
     if config.base_model != fingerprint(model):
         raise InputError(f"{folder} was trained on another model; give --model as in training")
+    has_router = any(name.startswith("router.") for name in tensors)
+    model.freeze()
     if config.has_lora:
-        add_lora(model, config)
-    if "router.voter" in tensors:
+        try:
+            add_lora(model, config)
+        except Exception as error:  # mlx-lm judges the keys in its way
+            raise InputError(f"{folder / CONFIG} describes no adapters ({error}); train them again") from error
+    if has_router:
         add_router(model)  # a new one: the model's own may be quantized
+    missing = trained_tensors(model).keys() - tensors.keys()  # of what was added here
+    if missing:
+        raise InputError(f"{folder} lacks tensors of its adapters: {', '.join(sorted(missing))}; train them again")
     known = tensors_of(model)
     strange = [n for n, a in tensors.items() if n not in known or known[n].shape != a.shape]
     if strange:
         raise InputError(f"{folder} holds tensors that do not fit the model: {', '.join(sorted(strange))}")
     model.load_weights(list(tensors.items()), strict=False)
-    if "router.voter" in tensors:
+    if has_router:
         model.router.set_dtype(model.image_newline.dtype)  # it is trained in float32
     model.eval()
     return config

@@ -48,7 +48,11 @@ class Model(nn.Module):
 
     def encode(self, crops: Crops) -> mx.array:
         """Features of one image: (crops, patches, D)."""
-        return self.projector(self.vision_tower(mx.array(crops.pixels)))
+        return self.projector(self.look(crops))
+
+    def look(self, crops: Crops) -> mx.array:
+        """The vision tower's output, which the projector turns into features: (crops, patches, D of the tower)."""
+        return self.vision_tower(mx.array(crops.pixels))
 
     def embed_text(self, ids: Sequence[int]) -> mx.array:
         """Input embeddings of all tokens but the placeholders: (tokens, D)."""

@@ -54,7 +54,7 @@ def parts_of(target: Model) -> list[Part]:
 
 def refuse_existing(destination: Path) -> None:
     if destination.exists() or destination.is_symlink():
-        raise InputError(f"{destination} exists already; choose another --mlx-path, or remove it yourself")
+        raise InputError(f"{destination} exists already; choose another path, or remove it yourself")
 
 
 @contextmanager

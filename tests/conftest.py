@@ -244,3 +244,57 @@ def own_tiny(tiny_folder):
     from avg_mlx import load
 
     return load(tiny_folder)
+
+
+def without_router(checkpoint: Path, folder: Path) -> Path:
+    """Copy a checkpoint in the authors' layout to `folder` as it was before its router was trained."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(checkpoint, folder)
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        save_file({name: a for name, a in tensors.items() if not name.startswith("model.router.")}, file)
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_stage3(tiny_checkpoint, tmp_path_factory) -> Path:
+    """The tiny checkpoint without its router, converted."""
+    from avg_mlx import convert
+
+    home = tmp_path_factory.mktemp("tiny_stage3")
+    convert(without_router(tiny_checkpoint, home / "checkpoint"), home / "model")
+    return home / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_four_bits(tiny_checkpoint, tmp_path_factory) -> Path:
+    """The tiny checkpoint converted, its language model in 4 bits and its router in 8."""
+    from avg_mlx import Quantization, convert
+
+    folder = tmp_path_factory.mktemp("tiny_four_bits") / "model"
+    convert(tiny_checkpoint, folder, quantization=Quantization(bits=4, group_size=32, router_bits=8))
+    return folder
+
+
+def make_adapters(model_folder: Path, folder: Path, kind: str) -> Path:
+    """Adapters of a `kind` ("lora", "dora", "full" or "router") as training saves them, moved at random instead."""
+    import mlx.core as mx
+
+    from avg_mlx import load
+    from avg_mlx.adapters import AdapterConfig, fingerprint, save_adapters, trained_tensors
+    from avg_mlx.training import instruct, rglf
+
+    model, _ = load(model_folder)
+    mx.random.seed(0)
+    if kind == "router":
+        config = AdapterConfig(num_layers=0, base_model=fingerprint(model))
+        rglf.prepare(model, fresh=True)
+    else:
+        lora = None if kind == "full" else {"rank": 2, "scale": 2.0, "dropout": 0.0}
+        config = AdapterConfig(kind, -1, lora, fingerprint(model))
+        instruct.prepare(model, config, instruct.Trainable(projector=True, newline=True), grad_checkpoint=False)
+    moved = {name: array + 0.05 * mx.random.normal(array.shape) for name, array in trained_tensors(model).items()}
+    save_adapters(folder, config, moved)
+    return folder

@@ -352,7 +352,7 @@ def test_output_that_exists(refused, tmp_path, monkeypatch, kind):
             (output / "config.json").write_text("mine")
     before = snapshot(tmp_path)
     line = refused(main, "--hf-path", CHECKPOINT, "--mlx-path", output)
-    assert line == f"convert.py: {output} exists already; choose another --mlx-path, or remove it yourself"
+    assert line == f"convert.py: {output} exists already; choose another path, or remove it yourself"
     monkeypatch.chdir(tmp_path)
     assert refused(main, "--hf-path", CHECKPOINT).startswith("convert.py: mlx_model exists already; ")
     assert snapshot(tmp_path) == before
@@ -374,7 +374,7 @@ def test_output_that_appears_during_the_conversion(parent, kind):
         if not output.exists():
             output.write_text("mine") if kind == "file" else output.mkdir()
 
-    with pytest.raises(InputError, match="model exists already; choose another --mlx-path"):
+    with pytest.raises(InputError, match="model exists already; choose another path"):
         convert(CHECKPOINT, output, progress=someone_else)
     assert snapshot(parent) == {str(output): "mine" if kind == "file" else "folder"}
 

@@ -343,7 +343,7 @@ def test_what_exists_is_never_overwritten(tiny_checkpoint, tmp_path, kind, meanw
     if not meanwhile:
         occupy()
     before = None if meanwhile else contents(tmp_path)
-    with pytest.raises(InputError, match="model exists already; choose another --mlx-path"):
+    with pytest.raises(InputError, match="model exists already; choose another path"):
         convert(tiny_checkpoint, destination, progress=progress)
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
     assert meanwhile or contents(tmp_path) == before

@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: list[str] | None) -> int:
     """Parse, work, and turn whatever goes wrong into one line on stderr and an exit status."""
-    parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--verbose", action="store_true", default=False, help="show the traceback of an error")
     args = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -37,7 +37,9 @@ def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: l
     except Exception as error:
         if args.verbose:
             traceback.print_exc()
-        if not isinstance(error, AvgMlxError):
+        if isinstance(error, OSError):
+            error = AvgMlxError(f"{error.filename or 'the system'}: {error.strerror or error}")
+        elif not isinstance(error, AvgMlxError):
             error = AvgMlxError(f"unexpected {type(error).__name__}: {error} (--verbose tells where)")
         print(f"{parser.prog}: {_one_line(error)}", file=sys.stderr)
         return error.exit_status

@@ -6,11 +6,15 @@ from . import Parser, run
 
 
 def main(arguments: list[str] | None = None, prog: str = "avg-mlx export") -> int:
+    return run(build_parser(prog), export, arguments)
+
+
+def build_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description="Write a converted folder in the authors' PyTorch layout.")
     add = parser.add_argument
     add("--model", default="mlx_model", help="converted folder or Hub repository (default: %(default)s)")
     add("--save-path", default="exported_model", help="folder to write; it must not exist (default: %(default)s)")
-    return run(parser, export, arguments)
+    return parser
 
 
 def export(args: argparse.Namespace) -> None:

@@ -7,6 +7,10 @@ from . import Parser, number, run
 
 
 def main(arguments: list[str] | None = None, prog: str = "avg-mlx feedback") -> int:
+    return run(build_parser(prog), feedback, arguments)
+
+
+def build_parser(prog: str) -> Parser:
     parser = Parser(
         prog=prog, description="Measure how well each granularity does on each sample; goes on where it was."
     )
@@ -17,7 +21,7 @@ def main(arguments: list[str] | None = None, prog: str = "avg-mlx feedback") -> 
     add("--image-folder", type=Path, help="where image names lead from (default: the data's folder)")
     add("--output", required=True, type=Path, help="JSON Lines file to write")
     add("--max-seq-length", type=number(int, 1), help="skip samples that take more positions (the model's context)")
-    return run(parser, feedback, arguments)
+    return parser
 
 
 def feedback(args: argparse.Namespace) -> None:

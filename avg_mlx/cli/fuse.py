@@ -7,13 +7,17 @@ from .convert import table
 
 
 def main(arguments: list[str] | None = None, prog: str = "avg-mlx fuse") -> int:
+    return run(build_parser(prog), fuse, arguments)
+
+
+def build_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description="Fuse adapters and a trained router into a converted model.")
     add = parser.add_argument
     add("--model", default="mlx_model", help="converted folder or Hub repository (default: %(default)s)")
     add("--adapter-path", default="adapters", help="folder that training wrote (default: %(default)s)")
     add("--save-path", default="fused_model", help="folder to write; it must not exist (default: %(default)s)")
     add("--dequantize", action="store_true", help="leave nothing quantized: all that was learned is kept")
-    return run(parser, fuse, arguments)
+    return parser
 
 
 def fuse(args: argparse.Namespace) -> None:

@@ -48,8 +48,9 @@ class ConfigParser(Parser):
 
 
 def _common_parser(prog: str, description: str, batch_size: int, learning_rate: str) -> Parser:
-    # Options that are not given are left out, so that training's own defaults hold.
-    parser = ConfigParser(prog=prog, description=description, argument_default=argparse.SUPPRESS)
+    # Options that are not given are left out, so that training's own defaults hold. A shortened --config would not be
+    # found before the others.
+    parser = ConfigParser(prog=prog, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     count, share = number(int, 1), number(float, 0, 1)
     add = parser.add_argument
     add("-c", "--config", metavar="FILE", help="YAML file of options, named as here; the command line wins")
@@ -179,7 +180,7 @@ def options_of(config: dict[str, Any]) -> list[str]:
     """Options as on the command line; true stands for a bare flag, and mlx-lm's lora_parameters may be nested."""
     arguments = []
     for key, value in config.items():
-        name = f"--{key.replace('_', '-')}"
+        name = f"--{str(key).replace('_', '-')}"
         if isinstance(value, dict) and name == "--lora-parameters":
             arguments += options_of({f"lora-{inner}": v for inner, v in value.items()})
         elif value is True:

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ class Sample:
         """How many labels are learned."""
         return sum(label != IGNORED for label in self.labels)
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """A hash of what the sample says and of its images' sizes, to recognize it by."""
-        content = [self.id, self.ids, self.labels, [image.name for image in self.images], self.image_sizes]
+        """A hash to recognize the sample by: what it says, and its images' names, sizes and lengths in bytes."""
+        files = [(image.name, image.stat().st_size) for image in self.images]
+        content = [self.id, self.ids, self.labels, files, self.image_sizes]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def positions(self, config: Config, granularity: int) -> int:

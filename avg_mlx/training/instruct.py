@@ -1,7 +1,8 @@
 """Stage 3, multi-granularity instruction tuning: the answers' loss at every granularity."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,6 +10,7 @@ import numpy as np
 
 from ..adapters import AdapterConfig, add_lora, trained_tensors
 from ..errors import InputError
+from ..image import Crops
 from ..model import Model
 from .data import Sample
 from .forward import answer_losses, load_crops
@@ -97,17 +99,26 @@ class InstructTask:
             total += sum(float(loss()) for loss in self._losses(chosen, self.model.config.granularities, tokens))
         return total if self.held_out else None
 
+    def _vision_stages(self) -> tuple[Callable[[Crops], Any], Callable[[Any], mx.array]]:
+        """The way from crops to features in two: what is frozen, and what gradients must pass."""
+        model = self.model
+        if self.trainable.vision:
+            return lambda crops: crops, model.encode
+        if self.trainable.projector:
+            return model.look, model.projector
+        return model.encode, lambda features: features
+
     def _losses(self, samples: Sequence[Sample], granularities: Sequence[int], tokens: int) -> Iterator[MicroLoss]:
         crops = [load_crops(self.model, sample) for sample in samples]
-        frozen = not (self.trainable.vision or self.trainable.projector)
-        features = [[self.model.encode(c) for c in images] for images in crops] if frozen else None
-        mx.eval(features or [])
+        frozen, learned = self._vision_stages()
+        half_seen = [[frozen(c) for c in images] for images in crops]  # once for all granularities
+        mx.eval([x for images in half_seen for x in images if isinstance(x, mx.array)])
 
         def loss_at(chosen: list[int], granularity: int, share: float) -> MicroLoss:
             def loss() -> mx.array:
+                features = [[learned(x) for x in half_seen[i]] for i in chosen]
                 images = [crops[i] for i in chosen]
-                seen = [features[i] if features else [self.model.encode(c) for c in crops[i]] for i in chosen]
-                losses = answer_losses(self.model, [samples[i] for i in chosen], seen, images, granularity)
+                losses = answer_losses(self.model, [samples[i] for i in chosen], features, images, granularity)
                 return losses.sum() * (share / tokens)
 
             return loss

@@ -21,5 +21,7 @@ def plot_losses(folder: Path) -> Path | None:
     axes.set(xlabel="step", ylabel="loss", title=folder.resolve().name)
     axes.legend()
     picture = folder / "loss.png"
-    figure.savefig(picture, dpi=150)
+    partial = folder / ".partial-loss.png"
+    figure.savefig(partial, dpi=150)
+    partial.replace(picture)
     return picture

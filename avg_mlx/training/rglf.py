@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..adapters import add_router
+from ..errors import AvgMlxError
 from ..model import Model
 from ..router import Router
 from .data import Sample
@@ -64,10 +65,13 @@ class FeatureCache:
         features = self.model.encode(load_crops(self.model, sample)[0])
         mx.eval(features)
         if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".partial-{file.name}")
-            mx.save_safetensors(str(partial), {"features": features})
-            partial.replace(file)
+            partial = file.with_name(f".partial-{mx.distributed.init().rank()}-{file.name}")  # all processes validate
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                mx.save_safetensors(str(partial), {"features": features})
+                partial.replace(file)
+            except (OSError, RuntimeError) as error:
+                raise AvgMlxError(f"cannot write {file} ({error}); make room, then go on with --resume") from error
         return features
 
 

@@ -60,7 +60,7 @@ class Run:
                 f"cannot save step {step} into {self.folder} ({error}); make room, then go on with --resume"
             ) from error
         for old in self._checkpoints()[:-KEPT]:
-            shutil.rmtree(old)
+            shutil.rmtree(old.rename(partial))  # one that is half removed is no checkpoint
 
     def restore(self, model: Model, optimizer: optim.Optimizer) -> int:
         """Load the last checkpoint, if there is one; returns how many steps it has made."""
@@ -101,7 +101,8 @@ class Run:
 
 
 def _flat(tree: Any) -> dict[str, mx.array]:
-    return cast(dict[str, mx.array], tree_flatten(tree, destination={}))
+    """In one order, so that a resumed run's files are the same to the byte."""
+    return dict(sorted(cast(list[tuple[str, mx.array]], tree_flatten(tree))))
 
 
 def _load(file: Path) -> dict[str, mx.array]:

@@ -162,7 +162,9 @@ def make_feedback(
 ) -> list[Feedback]:
     """The language model's loss for every sample with an image and every granularity, kept in `output`."""
     model, tokenizer = load(model_path, adapter_path=adapter_path)
-    samples = routable(read_fitting(data, image_folder, tokenizer, model.config, max_seq_length))
+    samples = _with_one_image(read_fitting(data, image_folder, tokenizer, model.config, max_seq_length))
+    if not samples:
+        raise InputError(f"{data} leaves no sample to measure; see the warnings above")
     return collect_feedback(model, samples, output, lambda done: report(done, len(samples)))
 
 
@@ -179,7 +181,7 @@ def train_router(
         config = load_adapters(model, options.base_adapters)
         inherited = load_arrays(Path(options.base_adapters) / WEIGHTS)
         inherited = {name: array for name, array in inherited.items() if not name.startswith("router.")}
-    learned, held_out = _read(options, tokenizer, model.config, routable)
+    learned, held_out = _read(options, tokenizer, model.config, _with_one_image)
     run = Run(options.adapter_path, _settings(options, fingerprint(model), learned, held_out), config, inherited)
     _open(run, options)
     file = options.feedback or options.adapter_path / "feedback.jsonl"
@@ -198,7 +200,7 @@ def train_router(
         options.margin,
         options.rank_loss_weight,
         options.ce_loss_weight,
-        rglf.FeatureCache(model, options.feature_cache),
+        rglf.FeatureCache(model, options.feature_cache and options.feature_cache / fingerprint(model)),
     )
     crops = [sum(math.prod(model.config.crop_grid(size)) for size in sample.image_sizes) for sample in learned]
     _train(model, task, crops, options, run, report)
@@ -217,17 +219,21 @@ def read_fitting(
     return fitting
 
 
+def _with_one_image(samples: list[Sample]) -> list[Sample]:
+    """Those that feedback is for; how many are not is logged."""
+    chosen = routable(samples)
+    if len(chosen) < len(samples):
+        logger.warning("%d of %d samples skipped: not exactly one image", len(samples) - len(chosen), len(samples))
+    return chosen
+
+
 def _read(
     options: TrainOptions, tokenizer, config: Config, choose: Callable[[list[Sample]], list[Sample]]
 ) -> tuple[list[Sample], list[Sample]]:
     """(samples to learn, samples held out for validation)."""
 
     def read(data: Path) -> list[Sample]:
-        samples = read_fitting(data, options.image_folder, tokenizer, config, options.max_seq_length)
-        chosen = choose(samples)
-        if len(chosen) < len(samples):
-            logger.warning("%d of %d samples skipped: not exactly one image", len(samples) - len(chosen), len(samples))
-        return chosen
+        return choose(read_fitting(data, options.image_folder, tokenizer, config, options.max_seq_length))
 
     samples = read(options.data)
     if options.val_data is not None:
