@@ -1,0 +1,377 @@
+"""`avg-mlx train`, `feedback`, `fuse`, `export` and `generate --adapter-path`: options, recipes, and what goes wrong."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+import yaml
+from conftest import RECORDS, make_adapters, write_samples
+
+from avg_mlx import load
+from avg_mlx.cli import export, feedback, fuse, generate, train
+from avg_mlx.training import stages
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory) -> Path:
+    """Two samples that a router can learn from."""
+    return write_samples(tmp_path_factory.mktemp("short"), [RECORDS[0], RECORDS[5]])
+
+
+@pytest.fixture
+def required(tiny_folder, short, tmp_path) -> list:
+    return ["--model", tiny_folder, "--data", short, "--adapter-path", tmp_path / "adapters"]
+
+
+@pytest.fixture
+def options_given(monkeypatch):
+    """`options_given(stage, *arguments)`: the options that a stage would be run with."""
+
+    def parse(stage: str, *arguments):
+        seen = []
+        monkeypatch.setattr(stages, f"train_{stage}", lambda options, *_: seen.append(options))
+        monkeypatch.setattr(train, "_finish", lambda options: None)
+        assert train.main([stage, *map(str, arguments)]) == 0
+        return seen[0]
+
+    return parse
+
+
+def write_yaml(file: Path, content) -> Path:
+    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return file
+
+
+def test_defaults_are_those_of_the_stages(options_given, required):
+    model, data, folder = required[1::2]
+    given = {"model": str(model), "data": data, "adapter_path": folder}
+    assert options_given("instruct", *required) == stages.InstructOptions(**given)
+    assert options_given("router", *required) == stages.RouterOptions(**given)
+
+
+def test_a_config_file_gives_options_and_the_command_line_wins(options_given, required, tmp_path):
+    model, data, folder = required[1::2]
+    config = {
+        "model": str(model),
+        "data": str(data),
+        "adapter_path": str(folder),  # as mlx-lm writes names, or
+        "batch-size": 3,  # as the command line does
+        "learning_rate": "2e-4",
+        "num_layers": -1,
+        "grad_checkpoint": True,
+        "train-vision": False,
+        "val_data": None,
+        "fine_tune_type": "dora",
+        "lora_parameters": {"rank": 4, "scale": 10.0, "dropout": 0.1},
+    }
+    file = write_yaml(tmp_path / "config.yaml", config)
+    options = options_given("instruct", "--config", file, "--batch-size", 2, "--lora-rank", 16)
+    assert options == stages.InstructOptions(
+        model=str(model),
+        data=data,
+        adapter_path=folder,
+        batch_size=2,
+        learning_rate=2e-4,
+        grad_checkpoint=True,
+        fine_tune_type="dora",
+        lora_rank=16,
+        lora_scale=10.0,
+        lora_dropout=0.1,
+    )
+    assert options_given("instruct", f"--config={file}").batch_size == 3
+    assert options_given("instruct", "-c", file).batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"learning_rat": 1}, "unrecognized arguments: --learning-rat 1"),
+        ({"lora_parameters": {"keys": ["q_proj"]}}, "unrecognized arguments: --lora-keys"),
+        ({"fine_tune_type": "prefix"}, "invalid choice: 'prefix'"),
+        ({"batch_size": 0}, "0 is not a whole number from 1"),
+        ({"batch_size": True}, "--batch-size: expected one argument"),
+        ({"grad_checkpoint": "yes"}, "unrecognized arguments: yes"),
+        ({7: 8}, "unrecognized arguments: --7 8"),
+        ("- model\n- data\n", "holds no options; expected lines such as learning-rate: 1.0e-5"),
+        ("", "holds no options"),
+        ("just a text", "holds no options"),
+        ("a: [1,\n", "cannot read .*config.yaml"),
+        (None, "cannot read .*config.yaml .*No such file"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("stage", ["instruct"])
+def test_config_files_that_cannot_be_used(stage, content, told, required, refused, tmp_path):
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        write_yaml(file, content)
+    line = refused(train.main, stage, *required, "--config", file)
+    assert line.startswith(f"avg-mlx train {stage}: ")
+    assert_told(told, line)
+    assert not (tmp_path / "adapters").exists()
+
+
+def assert_told(pattern: str, line: str) -> None:
+    with pytest.raises(AssertionError, match=pattern):
+        raise AssertionError(line)
+
+
+@pytest.mark.parametrize("stage", ["instruct", "router"])
+@pytest.mark.parametrize("missing", ["--model", "--data", "--adapter-path"])
+def test_required_options(stage, missing, required, refused):
+    at = required.index(missing)
+    line = refused(train.main, stage, *required[:at], *required[at + 2 :])
+    assert f"the following arguments are required: {missing}" in line
+
+
+@pytest.mark.parametrize(
+    ("main", "missing"),
+    [
+        (feedback.main, "--model, --data, --output"),
+        (lambda arguments: train.main(["rglf", *arguments]), "-c/--config"),
+    ],
+    ids=["feedback", "rglf"],
+)
+def test_required_options_of_the_other_verbs(main, missing, refused):
+    assert f"the following arguments are required: {missing}" in refused(main)
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "value", "told"),
+    [
+        ("instruct", "--epochs", "0", "0 is not a whole number from 1"),
+        ("instruct", "--iters", "1.5", "1.5 is not a whole number"),
+        ("instruct", "--batch-size", "-1", "-1 is not"),
+        ("instruct", "--learning-rate", "0", "0 is not a number above 0"),
+        ("instruct", "--learning-rate", "inf", "inf is not"),
+        ("instruct", "--learning-rate", "nan", "nan is not"),
+        ("instruct", "--warmup", "1.1", "1.1 is not a number from 0 up to 1"),
+        ("instruct", "--val-fraction", "2", "2 is not a number from 0 up to 1"),
+        ("instruct", "--grad-clip", "0", "0 is not a number above 0"),
+        ("instruct", "--weight-decay", "-1", "-1 is not"),
+        ("instruct", "--lr-schedule", "linear", "invalid choice: 'linear'"),
+        ("instruct", "--num-layers", "-2", "-2 is not a whole number from -1"),
+        ("instruct", "--lora-dropout", "1", "1 is not a number from 0 up to 0.99"),
+        ("instruct", "--granularities-per-step", "0", "0 is not"),
+        ("instruct", "--granularities-per-step", "6", "6 granularities per step, but there are 5"),
+        ("instruct", "--num-layers", "3", "--num-layers is 3, but the language model has 2"),
+        ("instruct", "--seed", "-1", "-1 is not"),
+        ("instruct", "--margin", "1", "unrecognized arguments: --margin 1"),
+        ("router", "--margin", "-1", "-1 is not a number from 0"),
+        ("router", "--rank-loss-weight", "x", "x is not a number"),
+        ("router", "--lora-rank", "8", "unrecognized arguments: --lora-rank 8"),
+        ("router", "--base-adapters", "absent", "no adapter folder absent"),
+        ("router", "--model", "absent", "no folder absent"),
+        ("router", "--data", "absent.json", "cannot read absent.json"),
+    ],
+)
+def test_values_out_of_range(stage, option, value, told, required, refused):
+    assert_told(told, refused(train.main, stage, *required, option, value))
+
+
+def test_an_abbreviated_config_is_not_silently_ignored(required, refused, tmp_path):
+    file = write_yaml(tmp_path / "config.yaml", {"batch_size": 3})
+    assert "unrecognized arguments: --conf" in refused(train.main, "instruct", *required, "--conf", file)
+
+
+def test_an_unknown_stage(refused):
+    line = refused(train.main, "stage4")
+    assert "invalid choice: 'stage4'" in line
+    assert all(stage in line for stage in ("instruct", "router", "rglf"))
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "told"),
+    [
+        (train.main, [], "rglf"),
+        (train.main, ["--help"], "the whole recipe from one config file"),
+        (train.main, ["instruct", "--help"], "--granularities-per-step"),
+        (train.main, ["router", "--help"], "--feature-cache"),
+        (train.main, ["rglf", "--help"], "--resume"),
+        (feedback.main, ["--help"], "--output"),
+        (fuse.main, ["--help"], "--dequantize"),
+        (export.main, ["--help"], "--save-path"),
+    ],
+)
+def test_help(main, arguments, told, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    out, err = capfd.readouterr()
+    assert told in out
+    assert err == ""
+
+
+@pytest.fixture
+def recipe(tiny_stage3, short, tmp_path) -> Path:
+    """A config file of the whole recipe."""
+    content = {
+        "model": str(tiny_stage3),
+        "data": str(short),
+        "output": str(tmp_path / "output"),
+        "batch_size": 2,
+        "instruct": {"iters": 2, "learning_rate": 1e-3, "lora_parameters": {"rank": 2, "scale": 2.0, "dropout": 0.0}},
+        "router": {"iters": 3},
+    }
+    return write_yaml(tmp_path / "recipe.yaml", content)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Every file but the pictures."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.suffix != ".png")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def test_the_whole_recipe_and_again_with_resume(recipe, tiny_stage3, short, tmp_path, capfd, refused):
+    output = tmp_path / "output"
+    assert train.main(["rglf", "--config", str(recipe)]) == 0
+    assert f"Adapters: {output / 'adapters'}" in capfd.readouterr().out
+    assert {file.name for file in output.iterdir()} == {"instruct", "adapters", "feedback.jsonl"}
+    rows = [json.loads(line) for line in (output / "feedback.jsonl").read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == ["last", "one"]
+    steps = [len((output / stage / "log.jsonl").read_text().splitlines()) for stage in ("instruct", "adapters")]
+    assert steps == [2, 3]
+    tensors = mx.load(str(output / "adapters" / "adapters.safetensors"))
+    assert any(name.endswith("lora_a") for name in tensors)
+    assert "router.voter" in tensors
+
+    answer = answer_of(capfd, tiny_stage3, short, "--adapter-path", output / "adapters")
+    assert answer["granularity_source"] == "router"
+
+    finished = files_in(output)
+    assert "go on with --resume" in refused(train.main, "rglf", "--config", recipe)
+    assert train.main(["rglf", "--config", str(recipe), "--resume"]) == 0
+    assert files_in(output) == finished
+
+    for stage in ("adapters", "instruct"):  # as if the power had failed before that stage's first step was kept
+        for folder in (output / "adapters", *([output / "instruct"] if stage == "instruct" else [])):
+            for checkpoint in folder.glob("checkpoint-*"):
+                for file in checkpoint.iterdir():
+                    file.unlink()
+                checkpoint.rmdir()
+        assert train.main(["rglf", "--config", str(recipe), "--resume"]) == 0
+        again = mx.load(str(output / "adapters" / "adapters.safetensors"))
+        assert all(mx.array_equal(again[name], array) for name, array in tensors.items())
+
+
+def answer_of(capfd, model: Path, short: Path, *arguments) -> dict:
+    capfd.readouterr()
+    image = short.parent / "wide.png"
+    command = ["--model", model, "--image", image, "--prompt", "What?", "--max-tokens", 4, "--json", *arguments]
+    assert generate.main([str(argument) for argument in command]) == 0
+    return json.loads(capfd.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"output": None}, "expected model, data, output, and options under instruct and router"),
+        ({"instruct": [1]}, "expected model, data, output, and options under instruct and router"),
+        ({"router": {"lora_rank": 8}}, "unrecognized arguments: --lora-rank 8"),
+        ({"rooter": {"iters": 8}}, "unrecognized arguments: --rooter"),
+        ({"model": None}, "the following arguments are required: --model"),
+        ({"data": "absent.json"}, "cannot read absent.json"),
+    ],
+    ids=str,
+)
+def test_recipes_that_cannot_be_used(changes, told, recipe, refused, tmp_path):
+    content = {key: value for key, value in (yaml.safe_load(recipe.read_text()) | changes).items() if value is not None}
+    write_yaml(recipe, content)
+    assert_told(told, refused(train.main, "rglf", "--config", recipe))
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.fixture
+def collect(tiny_folder, short, tmp_path):
+    """Arguments of a feedback command."""
+    return ["--model", tiny_folder, "--data", short, "--output", tmp_path / "feedback.jsonl"]
+
+
+def test_feedback_ends_with_a_summary(collect, capfd):
+    assert feedback.main([str(argument) for argument in collect]) == 0
+    out = capfd.readouterr().out
+    assert "The router picks the best granularity" in out
+    assert "mean regret" in out
+    assert [line.split()[0] for line in out.splitlines()[1:6]] == ["1", "2", "4", "8", "16"]
+    rows = [json.loads(line) for line in collect[-1].read_text().splitlines()]
+    keys = {"id", "granularities", "losses", "best", "answer_tokens", "router_logits"}
+    assert all(keys <= row.keys() for row in rows)
+
+
+def test_feedback_of_another_model_is_refused_and_kept(collect, tiny_four_bits, short, refused, tmp_path, capfd):
+    assert feedback.main([str(argument) for argument in collect]) == 0
+    file = collect[-1]
+    before = file.read_bytes()
+    capfd.readouterr()
+    others = ["--model", tiny_four_bits, *collect[2:]]
+    train_others = ["--model", tiny_four_bits, "--data", short, "--adapter-path", tmp_path / "adapters"]
+    assert_told("is the feedback of another model", refused(feedback.main, *others))
+    line = refused(train.main, "router", *train_others, "--feedback", file)
+    assert_told("is the feedback of another model .*; choose another", line)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("hello\n", "line 1: not feedback"),
+        ('{"id": "one"}\n', "line 1: not feedback"),
+        ("[]\n", "line 1: not feedback"),
+    ],
+)
+def test_a_file_that_is_not_feedback_is_refused_and_kept(content, told, collect, refused):
+    collect[-1].write_text(content)
+    assert_told(told, refused(feedback.main, *collect))
+    assert collect[-1].read_text() == content
+
+
+@pytest.fixture(scope="module")
+def lora(tiny_folder, tmp_path_factory) -> Path:
+    return make_adapters(tiny_folder, tmp_path_factory.mktemp("lora") / "adapters", "lora")
+
+
+def test_fuse_then_export(lora, tiny_folder, short, tmp_path, capfd):
+    unfused = answer_of(capfd, tiny_folder, short, "--adapter-path", lora)
+    arguments = ["--model", tiny_folder, "--adapter-path", lora, "--save-path", tmp_path / "fused"]
+    assert fuse.main([str(argument) for argument in arguments]) == 0
+    out = capfd.readouterr().out
+    assert out.splitlines()[-1] == f"Wrote {tmp_path / 'fused'}"
+    assert "language_model" in out
+    assert answer_of(capfd, tmp_path / "fused", short)["token_ids"] == unfused["token_ids"]
+    assert export.main(["--model", str(tmp_path / "fused"), "--save-path", str(tmp_path / "exported")]) == 0
+    assert capfd.readouterr().out == f"Wrote {tmp_path / 'exported'}\n"
+    assert (tmp_path / "exported" / "model.safetensors.index.json").is_file()
+
+
+def test_generate_puts_adapters_on_top(lora, tiny_folder, short, capfd):
+    plain = answer_of(capfd, tiny_folder, short)
+    with_adapters = answer_of(capfd, tiny_folder, short, "--adapter-path", lora)
+    model, _ = load(tiny_folder, adapter_path=lora)
+    assert model is not None
+    assert with_adapters["router"]["logits"] != plain["router"]["logits"]  # the projector was trained too
+
+
+def test_adapters_of_another_model_are_one_line_everywhere(lora, tiny_stage3, tiny_four_bits, short, refused, tmp_path):
+    told = f"{lora} was trained on another model; give --model as in training"
+    adapters, model = ["--adapter-path", lora], ["--model", tiny_four_bits]
+    question = ["--image", short.parent / "wide.png", "--prompt", "What?"]
+    assert told in refused(generate.main, *model, *adapters, *question)
+    assert told in refused(fuse.main, *model, *adapters, "--save-path", tmp_path / "fused")
+    assert told in refused(feedback.main, *model, *adapters, "--data", short, "--output", tmp_path / "feedback.jsonl")
+    base = ["--base-adapters", lora, "--adapter-path", tmp_path / "routed"]
+    assert told in refused(train.main, "router", *model, *base, "--data", short)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("main", "name"), [(fuse.main, "fuse"), (export.main, "export")])
+def test_existing_save_paths_are_refused(main, name, lora, tiny_folder, refused, tmp_path):
+    more = ["--adapter-path", lora] if name == "fuse" else []
+    line = refused(main, "--model", tiny_folder, "--save-path", tmp_path, *more)
+    assert line == f"avg-mlx {name}: {tmp_path} exists already; choose another path, or remove it yourself"
+
+
+def test_unexpected_errors_are_one_line_and_status_1(required, refused, monkeypatch):
+    monkeypatch.setattr(stages, "load", lambda path: 1 / 0)
+    line = refused(train.main, "instruct", *required, status=1)
+    assert line.startswith("avg-mlx train instruct: unexpected ZeroDivisionError")
