@@ -65,7 +65,7 @@ def test_adapters_of_the_quantized_model_are_not_the_plain_ones(adapters_of, tin
 
 
 def test_no_folder(tiny_folder, tmp_path):
-    with pytest.raises(InputError, match="no adapter folder .*absent; give the folder that training wrote"):
+    with pytest.raises(InputError, match=r"no adapter folder .*absent; give the folder that training wrote"):
         load(tiny_folder, adapter_path=tmp_path / "absent")
 
 

@@ -1,4 +1,4 @@
-"""`avg-mlx train`, `feedback`, `fuse`, `export` and `generate --adapter-path`: options, recipes, and what goes wrong."""
+"""train, feedback, fuse, export and `generate --adapter-path`: options, recipes, and what goes wrong."""
 
 import json
 from pathlib import Path

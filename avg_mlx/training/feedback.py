@@ -13,6 +13,7 @@ from ..adapters import fingerprint
 from ..errors import AvgMlxError, InputError
 from ..model import Model
 from .data import Sample
+from .features import FeatureCache
 from .forward import feedback_losses, instruction_embeddings, load_crops
 
 
@@ -43,13 +44,18 @@ def routable(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def collect_feedback(
-    model: Model, samples: Sequence[Sample], file: Path, report: Callable[[int], None] = lambda done: None
+    model: Model,
+    samples: Sequence[Sample],
+    file: Path,
+    report: Callable[[int], None] = lambda done: None,
+    cache: FeatureCache | None = None,
 ) -> list[Feedback]:
     """The feedback of `samples`; what `file` lacks is computed and written line by line, so that it can be resumed.
 
     In a group of processes (mlx.launch) each computes its share and the first one writes. `report` gets the number
-    of samples done. Raises InputError if the file is another model's.
+    of samples done; `cache` keeps their features. Raises InputError if the file is another model's.
     """
+    cache = cache or FeatureCache(model)
     group = mx.distributed.init()
     first = group.rank() == 0
     model.eval()
@@ -69,7 +75,7 @@ def collect_feedback(
     report(len(samples) - len(todo))
     for start in range(0, len(todo), group.size()):
         round_ = todo[start : start + group.size()]
-        mine = _measure(model, samples[round_[group.rank()]]) if group.rank() < len(round_) else numbers[0]
+        mine = _measure(cache, samples[round_[group.rank()]]) if group.rank() < len(round_) else numbers[0]
         gathered = np.array(mx.distributed.all_gather(mx.array(mine)[None], group=group))
         numbers[round_] = gathered[: len(round_)]
         if first:
@@ -99,12 +105,11 @@ def read_feedback(file: Path, author: str) -> dict[str, Feedback]:
     return rows
 
 
-def _measure(model: Model, sample: Sample) -> np.ndarray:
-    crops = load_crops(model, sample)
-    features = [model.encode(c) for c in crops]
-    losses = feedback_losses(model, sample, features, crops)
+def _measure(cache: FeatureCache, sample: Sample) -> np.ndarray:
+    model, features = cache.model, cache.features(sample)
+    losses = feedback_losses(model, sample, [features], load_crops(model, sample))
     if model.config.has_router:
-        logits = np.array(model.route(features[0], instruction_embeddings(model, sample)).astype(mx.float32))
+        logits = np.array(model.route(features, instruction_embeddings(model, sample)).astype(mx.float32))
     else:
         logits = np.zeros(len(losses))
     return np.array([1, *losses, *logits], np.float32)

@@ -3,20 +3,18 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from ..adapters import add_router
-from ..errors import AvgMlxError
 from ..model import Model
 from ..router import Router
 from .data import Sample
+from .features import FeatureCache
 from .feedback import Feedback
-from .forward import instruction_embeddings, load_crops
+from .forward import instruction_embeddings
 from .loop import MicroLoss
 from .losses import rglf_loss
 
@@ -48,31 +46,6 @@ def prepare(model: Model, fresh: bool) -> None:
     model.eval()
     model.router.unfreeze()
     model.router.train()
-
-
-@dataclass(frozen=True)
-class FeatureCache:
-    """Image features: of the samples seen so far, in files of a folder if there is one."""
-
-    model: Model
-    folder: Path | None = None
-
-    def features(self, sample: Sample) -> mx.array:
-        """(crops, patches, D) of the sample's image."""
-        file = self.folder / f"{sample.key}.safetensors" if self.folder else None
-        if file and file.exists():
-            return cast(dict[str, mx.array], mx.load(str(file)))["features"]
-        features = self.model.encode(load_crops(self.model, sample)[0])
-        mx.eval(features)
-        if file:
-            partial = file.with_name(f".partial-{mx.distributed.init().rank()}-{file.name}")  # all processes validate
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                mx.save_safetensors(str(partial), {"features": features})
-                partial.replace(file)
-            except (OSError, RuntimeError) as error:
-                raise AvgMlxError(f"cannot write {file} ({error}); make room, then go on with --resume") from error
-        return features
 
 
 @dataclass

@@ -18,6 +18,7 @@ from ..model import Model
 from ..pytorch import load_arrays
 from . import instruct, rglf
 from .data import Sample, read_samples
+from .features import FeatureCache
 from .feedback import Feedback, collect_feedback, routable
 from .loop import LoopSettings, Task, train
 from .plan import Plan, split
@@ -185,9 +186,9 @@ def train_router(
     run = Run(options.adapter_path, _settings(options, fingerprint(model), learned, held_out), config, inherited)
     _open(run, options)
     file = options.feedback or options.adapter_path / "feedback.jsonl"
-    rows = collect_feedback(
-        model, learned + held_out, file, lambda done: feedback_report(done, len(learned) + len(held_out))
-    )
+    cache = FeatureCache(model, options.feature_cache and options.feature_cache / fingerprint(model))
+    samples = learned + held_out
+    rows = collect_feedback(model, samples, file, lambda done: feedback_report(done, len(samples)), cache)
     mx.random.seed(options.seed)
     rglf.prepare(model, options.fresh_router)
     task = rglf.RouterTask(
@@ -200,7 +201,7 @@ def train_router(
         options.margin,
         options.rank_loss_weight,
         options.ce_loss_weight,
-        rglf.FeatureCache(model, options.feature_cache and options.feature_cache / fingerprint(model)),
+        cache,
     )
     crops = [sum(math.prod(model.config.crop_grid(size)) for size in sample.image_sizes) for sample in learned]
     _train(model, task, crops, options, run, report)

@@ -1,0 +1,117 @@
+"""Half precision and 8 bits against the reference, and no float32 where half precision was asked for."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import CASES, CHECKPOINT, GOLDEN, GRANULARITIES, Reference
+from mlx_lm.models.cache import make_prompt_cache
+from PIL import Image
+
+from avg_mlx import Quantization, convert, load
+from avg_mlx.model import tensors_of
+from avg_mlx.view import look
+
+PHOTO = Image.effect_mandelbrot((64, 48), (-2, -1, 1, 1), 50).convert("RGB")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the golden checkpoint is converted, and how close to the reference it then stays.
+
+    The bounds come from benchmarks/divergence.py, whose figures docs/numerics.md gives: tolerances are the largest
+    differences found and 30 % or more, in bfloat16 eight times those of float16, as its mantissa is three bits
+    shorter; leads are the largest changes found, rounded up.
+    """
+
+    options: dict[str, Any]
+    tolerance: float  # of router logits and last logits; a quarter of it for the mean of the latter
+    lead: float  # by how much the best router logit may lead the second and still lose
+
+
+FLOAT16 = Precision({"dtype": "float16"}, tolerance=0.05, lead=0.017)
+BFLOAT16 = Precision({"dtype": "bfloat16"}, tolerance=0.4, lead=0.2)
+EIGHT_BITS = Precision({"quantization": Quantization(bits=8, group_size=32)}, tolerance=0.4, lead=0.04)
+
+QUANTIZATIONS = {
+    "unquantized": None,
+    "4 bits": Quantization(bits=4, group_size=32),
+    "all at 8 bits": Quantization(bits=8, group_size=32, vision_bits=8, router_bits=8),
+    "mxfp4": Quantization(mode="mxfp4"),
+    "nvfp4": Quantization(mode="nvfp4"),
+    "mxfp8": Quantization(mode="mxfp8"),
+    "mixed_3_6": Quantization(recipe="mixed_3_6", group_size=32),
+}
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory):
+    """`golden(**options)` converts the golden checkpoint so, once: (model, tokenizer)."""
+
+    @functools.cache
+    def convert_once(dtype=None, quantization=None):
+        folder = tmp_path_factory.mktemp("golden") / "model"
+        convert(CHECKPOINT, folder, dtype=dtype, quantization=quantization)
+        return load(folder)
+
+    return convert_once
+
+
+@pytest.mark.parametrize(
+    ("precision", "case"),
+    [
+        *(pytest.param(FLOAT16, case, id=f"float16-{case}") for case in range(len(CASES))),
+        *(pytest.param(BFLOAT16, case, id=f"bfloat16-{case}") for case in range(len(CASES))),
+        pytest.param(EIGHT_BITS, 4, id="8 bits-4"),  # the fewest crops: quantized layers are slow on a CPU
+    ],
+)
+def test_choice_and_logits_stay_close_to_the_references(precision, case, golden):
+    model, tokenizer = golden(**precision.options)
+    reference = Reference(case)
+    views = look(model, tokenizer, CASES[case]["prompt"], GOLDEN / CASES[case]["image"])
+
+    routing, logits = views.views[0].routing, reference("router_logits")
+    assert np.abs(np.array(routing.logits) - logits).max() < precision.tolerance
+    best, second = np.argsort(-logits)[:2]
+    decided = logits[best] - logits[second] > precision.lead
+    assert GRANULARITIES.index(routing.choice) in ([best] if decided else [best, second])
+
+    visual_tokens = model.pack(views.features[0], GRANULARITIES[0], views.crops[0])
+    last = model(model.splice(views.ids, views.text, [visual_tokens])[None])[0, -1]
+    error = np.abs(np.array(last.astype(mx.float32)) - reference("last_logits")[0])
+    assert error.max() < precision.tolerance
+    assert error.mean() < precision.tolerance / 4
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS.values(), ids=QUANTIZATIONS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_no_stage_is_promoted_to_float32(tiny_checkpoint, tmp_path, dtype, quantization):
+    convert(tiny_checkpoint, tmp_path / "model", dtype=dtype, quantization=quantization)
+    model, tokenizer = load(tmp_path / "model")
+    views = look(model, tokenizer, "Why?", PHOTO)
+    embeddings, cache = views.embeddings(model), make_prompt_cache(model.language_model)
+    stages = {
+        "weights": [array for array in tensors_of(model).values() if array.dtype not in (mx.uint8, mx.uint32)],
+        "text": [views.text],
+        "features": views.features,
+        "router": [model.route(views.features[0], views.text)],
+        "embeddings": [embeddings],
+        "logits": [model(embeddings[None], cache)],
+        "cache": [layer.keys for layer in cache],
+    }
+    found = {stage: {array.dtype for array in arrays} for stage, arrays in stages.items()}
+    assert found == {stage: {getattr(mx, dtype)} for stage in stages}
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4", "mxfp8"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_dequantized_weights_have_the_dtype_of_the_rest(tiny_checkpoint, tmp_path, dtype, mode):
+    quantization = Quantization(mode=mode, group_size=32 if mode == "affine" else None)
+    convert(tiny_checkpoint, tmp_path / "quantized", dtype=dtype, quantization=quantization)
+    parts = convert(tmp_path / "quantized", tmp_path / "model", dequantize=True)
+    tensors = tensors_of(load(tmp_path / "model")[0])
+    assert {array.dtype for array in tensors.values()} == {getattr(mx, dtype)}
+    assert sum(part.bytes for part in parts) == sum(array.nbytes for array in tensors.values())
