@@ -80,6 +80,8 @@ def load_adapters(model: Model, folder: str | Path) -> AdapterConfig:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise InputError(f"no adapter folder {folder}; give the folder that training wrote")
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder} lacks {CONFIG} or {WEIGHTS}; give the folder that training wrote")
     keys = read_json(folder / CONFIG)
     try:
         config = AdapterConfig(**{name: keys[name] for name in AdapterConfig.__dataclass_fields__})

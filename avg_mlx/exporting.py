@@ -35,6 +35,7 @@ def export(model_path: str | Path, save_path: str | Path, *, progress: Progress 
     dtype = getattr(mx, keys["torch_dtype"])
     if "quantization" in keys:
         keys = dequantized(target, keys)
+    target.set_dtype(dtype)
     total = sum(part.bytes for part in parts_of(target))
     with appearing(destination, total) as folder:
         tensors = _restacked(converted_tensors(source, stored, target, dtype))

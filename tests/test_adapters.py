@@ -111,7 +111,8 @@ DAMAGE = {
     "no rank": (change_config(lora_parameters={"scale": 1.0, "dropout": 0.0}), "describes no adapters"),
     "rank is text": (change_config(lora_parameters={"rank": "2", "scale": 1.0, "dropout": 0}), "describes no adapters"),
     "no parameters": (change_config(lora_parameters=None), "describes no adapters"),
-    "no weights": (lambda folder: (folder / "adapters.safetensors").unlink(), "does not hold adapters"),
+    "no weights": (lambda folder: (folder / "adapters.safetensors").unlink(), "lacks .*adapters.safetensors; give"),
+    "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "lacks adapter_config.json or"),
     "weights are cut": (truncate, "does not hold adapters"),
     "weights are text": (
         lambda folder: (folder / "adapters.safetensors").write_text("hello"),

@@ -139,3 +139,12 @@ def test_interruption_leaves_nothing(error, tiny_folder, tmp_path):
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else AvgMlxError):
         export(tiny_folder, tmp_path / "exported", progress=stop)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_progress_counts_the_bytes_that_are_written(dtype, tiny_checkpoint, tmp_path):
+    convert(tiny_checkpoint, tmp_path / "model", dtype=dtype)
+    steps = []
+    export(tmp_path / "model", tmp_path / "exported", progress=lambda done, total: steps.append((done, total)))
+    written = sum(array.nbytes for array in tensors_in(tmp_path / "exported").values())
+    assert steps[-1] == (written, written)

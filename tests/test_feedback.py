@@ -166,15 +166,17 @@ def test_other_samples_are_added_and_known_ones_kept(samples, tiny, collected, t
     assert set(read_feedback(file, fingerprint(tiny[0]))) == {sample.key for sample in samples}
 
 
-def test_a_changed_sample_is_measured_anew(tiny, samples, collected, tmp_path, counted):
+def test_feedback_of_other_data_is_refused_and_left_alone(tiny, samples, collected, tmp_path, counted):
     model, tokenizer = tiny
     file = tmp_path / "feedback.jsonl"
     file.write_bytes(collected[1].read_bytes())
     record = RECORDS[0] | {"conversations": conversation("<image>\nWhat is this?", "A dog.")}
     [changed] = read_samples(write_samples(tmp_path, [record]), None, tokenizer, model.config)
-    [row] = collect_feedback(model, [changed], file)
-    assert counted == [changed.id]
-    assert row.losses != collected[0][0].losses
+    expected = f"holds feedback of 1 samples that are not in this data .*'{samples[0].id}'"
+    with pytest.raises(InputError, match=expected):
+        collect_feedback(model, [changed, *samples[1:]], file)
+    assert counted == []
+    assert file.read_bytes() == collected[1].read_bytes()
 
 
 def test_another_models_file_is_refused_and_left_alone(samples, own_tiny, collected, tmp_path):
@@ -186,7 +188,7 @@ def test_another_models_file_is_refused_and_left_alone(samples, own_tiny, collec
     with pytest.raises(InputError) as error:
         collect_feedback(model, samples, file)
     assert str(error.value) == (
-        f"{file} is the feedback of another model ({before}, this one is {fingerprint(model)}); choose another --output"
+        f"{file} is the feedback of another model ({before}, this one is {fingerprint(model)}); choose another file"
     )
     assert file.read_bytes() == collected[1].read_bytes()
 
@@ -196,7 +198,7 @@ def test_a_line_that_is_no_feedback_is_refused_with_its_number(line, samples, ti
     file = tmp_path / "feedback.jsonl"
     content = collected[1].read_text().splitlines(keepends=True)[0] + line + "\n"
     file.write_text(content)
-    with pytest.raises(InputError, match=r"feedback\.jsonl, line 2: not feedback \(.*\); choose another --output"):
+    with pytest.raises(InputError, match=r"feedback\.jsonl, line 2: not feedback \(.*\); choose another file"):
         collect_feedback(tiny[0], samples, file)
     assert file.read_text() == content
 

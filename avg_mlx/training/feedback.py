@@ -53,7 +53,7 @@ def collect_feedback(
     """The feedback of `samples`; what `file` lacks is computed and written line by line, so that it can be resumed.
 
     In a group of processes (mlx.launch) each computes its share and the first one writes. `report` gets the number
-    of samples done; `cache` keeps their features. Raises InputError if the file is another model's.
+    of samples done; `cache` keeps their features. Raises InputError if the file is another model's or other data's.
     """
     cache = cache or FeatureCache(model)
     group = mx.distributed.init()
@@ -61,6 +61,13 @@ def collect_feedback(
     model.eval()
     author = fingerprint(model)
     known = read_feedback(file, author) if first and file.exists() else {}
+    strangers = known.keys() - {sample.key for sample in samples}
+    if strangers:
+        example = known[min(strangers)].id
+        raise InputError(
+            f"{file} holds feedback of {len(strangers)} samples that are not in this data or have changed since "
+            f"(such as {example!r}); give the data it was made of, or another file"
+        )
     if first:
         _rewrite(file, known.values())
 
@@ -96,10 +103,10 @@ def read_feedback(file: Path, author: str) -> dict[str, Feedback]:
         try:
             row = Feedback(**json.loads(line))
         except (ValueError, TypeError) as error:
-            raise InputError(f"{file}, line {n}: not feedback ({error}); choose another --output") from error
+            raise InputError(f"{file}, line {n}: not feedback ({error}); choose another file") from error
         if row.model != author:
             raise InputError(
-                f"{file} is the feedback of another model ({row.model}, this one is {author}); choose another --output"
+                f"{file} is the feedback of another model ({row.model}, this one is {author}); choose another file"
             )
         rows[row.sample] = row
     return rows

@@ -135,6 +135,8 @@ def train_instruct(options: InstructOptions, report: Report = _no_report) -> Non
     granularities = model.config.granularities
     if options.granularities_per_step is not None and options.granularities_per_step > len(granularities):
         raise InputError(f"{options.granularities_per_step} granularities per step, but there are {len(granularities)}")
+    if options.vision_learning_rate is not None and not options.train_vision:
+        raise InputError("--vision-learning-rate is for --train-vision; add that, or leave it out")
     learned, held_out = _read(options, tokenizer, model.config, lambda samples: samples)
 
     lora = {"rank": options.lora_rank, "scale": options.lora_scale, "dropout": options.lora_dropout}
@@ -149,7 +151,7 @@ def train_instruct(options: InstructOptions, report: Report = _no_report) -> Non
         model, learned, held_out, trainable, options.micro_batch, options.granularities_per_step, options.seed
     )
     lengths = [sample.positions(model.config, model.config.finest) for sample in learned]
-    _train(model, task, lengths, options, run, report, options.vision_learning_rate if options.train_vision else None)
+    _train(model, task, lengths, options, run, report, options.vision_learning_rate)
 
 
 def make_feedback(
