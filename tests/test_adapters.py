@@ -102,7 +102,7 @@ def change_tensors(change):
 
 SOME = "language_model.model.layers.0.self_attn.q_proj.lora_a"
 DAMAGE = {
-    "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "adapter_config.json"),
+    "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "lacks adapter_config.json or"),
     "config is not JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json"),
     "config is a list": (lambda folder: (folder / "adapter_config.json").write_text("[]"), "holds a list"),
     "config lacks a key": (drop_key, "does not hold adapters that avg-mlx wrote .*num_layers"),
@@ -112,7 +112,6 @@ DAMAGE = {
     "rank is text": (change_config(lora_parameters={"rank": "2", "scale": 1.0, "dropout": 0}), "describes no adapters"),
     "no parameters": (change_config(lora_parameters=None), "describes no adapters"),
     "no weights": (lambda folder: (folder / "adapters.safetensors").unlink(), "lacks .*adapters.safetensors; give"),
-    "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "lacks adapter_config.json or"),
     "weights are cut": (truncate, "does not hold adapters"),
     "weights are text": (
         lambda folder: (folder / "adapters.safetensors").write_text("hello"),
