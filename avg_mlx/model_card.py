@@ -43,7 +43,7 @@ def model_card(origin: str, keys: Mapping[str, Any]) -> str:
         routing = f"It has no router yet: choose {granularities} visual tokens per crop with --granularity."
     return CARD.format(
         base_model=f"base_model: {origin}\n" if on_hub else "",
-        origin=f"[{origin}](https://huggingface.co/{origin})" if on_hub else "a local checkpoint",
+        origin=origin if on_hub else "a local checkpoint",
         weights=weights,
         routing=routing,
     )
