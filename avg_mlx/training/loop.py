@@ -97,6 +97,9 @@ def train(
     In a group of processes (mlx.launch) each takes its share of every step, and the first one writes. `report` gets
     what is logged. Raises AvgMlxError when the loss is no longer finite; the last checkpoint is kept.
     """
+    from mlx_lm.utils import maybe_set_recommended_wired_limit
+
+    maybe_set_recommended_wired_limit()  # on a Mac: keep weights from being paged out
     group = mx.distributed.init()
     optimizer = make_optimizer(settings)
     optimizer.init(model.trainable_parameters())
