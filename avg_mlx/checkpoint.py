@@ -1,4 +1,4 @@
-"""A converted model folder: find it, load it strictly, write it in a stream."""
+"""A converted model folder: found, and loaded strictly."""
 
 import contextlib
 import logging

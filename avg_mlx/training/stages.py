@@ -27,8 +27,6 @@ from .run import Run
 logger = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, Any], int], None]  # (a step's record, steps in all)
-
-
 FeedbackReport = Callable[[int, int], None]  # (samples done, samples in all)
 
 
