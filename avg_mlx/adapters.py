@@ -60,7 +60,7 @@ def add_lora(model: Model, config: AdapterConfig) -> None:
 
 
 def add_router(model: Model) -> None:
-    """Give a model without a router (Stage 3) an untrained one."""
+    """Give a model an untrained router, instead of its own if it has one."""
     model.config = replace(model.config, has_router=True)
     model.router = Router(model.config)
 

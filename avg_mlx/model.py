@@ -48,9 +48,9 @@ class Model(nn.Module):
 
     def encode(self, crops: Crops) -> mx.array:
         """Features of one image: (crops, patches, D)."""
-        return self.projector(self.look(crops))
+        return self.projector(self.run_tower(crops))
 
-    def look(self, crops: Crops) -> mx.array:
+    def run_tower(self, crops: Crops) -> mx.array:
         """The vision tower's output, which the projector turns into features: (crops, patches, D of the tower)."""
         return self.vision_tower(mx.array(crops.pixels))
 

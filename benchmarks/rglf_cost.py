@@ -34,6 +34,8 @@ from avg_mlx.training.stages import RouterOptions, train_router
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 GRANULARITIES = (36, 72, 144)
 QUESTIONS = (("What is this?", "a drawing"), ("Is there a dog?", "There is no dog here."))
+PREFILL_TFLOP = {36: 3.4, 72: 5.9, 144: 10.7, 288: 20.8, 576: 41.0}  # of the released 7B
+TOWER_TFLOP, ROUTER_TFLOP = 2.0, 1.35
 EPOCHS = 4
 PLAIN_EPOCHS = 3
 
@@ -64,6 +66,22 @@ def main() -> None:
             f"| {label} | {len(epochs)} | {clock:.1f} | {clock / reference[0]:.1%} "
             f"| {processor:.1f} | {processor / reference[1]:.1%} |"
         )
+    print(f"\n{counted_table()}")
+
+
+def counted_table() -> str:
+    """The released 7B's operations, from the reference's figures for one 672×672 image with 60 text tokens."""
+    language_model, router = sum(PREFILL_TFLOP.values()), 3 * ROUTER_TFLOP  # the router's: forward and backward
+    plain = TOWER_TFLOP + language_model + router
+    counts = {
+        "an epoch of the plain loop": plain,
+        "first epoch without a cache, at most (nothing shared between granularities)": plain + TOWER_TFLOP,
+        "first epoch with `--feature-cache`, at most": plain,
+        "a later epoch": TOWER_TFLOP + router,
+        "a later epoch with `--feature-cache`": router,
+    }
+    rows = [f"| {label} | {count:.1f} | {count / plain:.1%} |" for label, count in counts.items()]
+    return "\n".join(["| | TFLOP a sample | of a plain epoch |", "|---|---|---|", *rows])
 
 
 Seconds = tuple[float, float]  # on the clock, of the processors

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import mlx.core as mx
-from rglf_cost import GOLDEN, write_data, write_stage3
+from rglf_cost import GOLDEN, PREFILL_TFLOP, write_data, write_stage3
 
 from avg_mlx import Quantization, convert, load
 from avg_mlx.adapters import AdapterConfig
@@ -33,7 +33,6 @@ WIDTHS: dict[str, dict] = {
 }
 SAMPLES = 2
 REPEATS = 3
-PREFILL_TFLOP = {36: 3.4, 72: 5.9, 144: 10.7, 288: 20.8, 576: 41.0}  # of the released 7B
 
 
 def main() -> None:

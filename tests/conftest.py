@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import hypothesis
@@ -151,6 +154,14 @@ def tiny(tiny_folder):
     from avg_mlx import load
 
     return load(tiny_folder)
+
+
+def fetch_wheel(requirement: str, folder: Path) -> zipfile.ZipFile:
+    """A package's wheel, of any platform: it is only read."""
+    options = ["--no-deps", "--only-binary=:all:", "--python-version", "3.12", "--quiet", "--dest", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", "download", *options, requirement], check=True)
+    (wheel,) = folder.glob("*.whl")
+    return zipfile.ZipFile(wheel)
 
 
 class SentencePieceTokenizer:

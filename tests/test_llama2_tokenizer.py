@@ -2,13 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import CHECKPOINT, GOLDEN, SentencePieceTokenizer
+from conftest import CHECKPOINT, GOLDEN, SentencePieceTokenizer, fetch_wheel
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -43,10 +40,7 @@ texts = st.lists(st.sampled_from(PARTS) | st.text(max_size=10), max_size=8).map(
 def model_file(tmp_path_factory) -> Path:
     """Llama-2's tokenizer.model, out of a package that carries it."""
     folder = tmp_path_factory.mktemp("llama2")
-    options = ["--no-deps", "--only-binary=:all:", "--python-version", "3.12", "--quiet", "--dest", str(folder)]
-    subprocess.run([sys.executable, "-m", "pip", "download", *options, "maxtext==0.2.5"], check=True)
-    (wheel,) = folder.glob("maxtext-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with fetch_wheel("maxtext==0.2.5", folder) as archive:
         (folder / "tokenizer.model").write_bytes(archive.read("maxtext/assets/tokenizers/tokenizer.llama2"))
     return folder / "tokenizer.model"
 

@@ -3,13 +3,12 @@
 import json
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CHECKPOINT, ROOT
+from conftest import CHECKPOINT, ROOT, fetch_wheel
 from PIL import Image
 
 from avg_mlx.cli.generate import main
@@ -45,10 +44,7 @@ UNREADABLE = "multipage_rgb.tif"  # five dimensions, which Pillow does not know
 def pictures(tmp_path_factory) -> Path:
     """The folder of scikit-image's own pictures."""
     folder = tmp_path_factory.mktemp("pictures")
-    options = ["--no-deps", "--only-binary=:all:", "--python-version", "3.12", "--quiet", "--dest", str(folder)]
-    subprocess.run([sys.executable, "-m", "pip", "download", *options, "scikit-image==0.26.0"], check=True)
-    (wheel,) = folder.glob("scikit_image-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with fetch_wheel("scikit-image==0.26.0", folder) as archive:
         archive.extractall(folder, [f"skimage/data/{name}" for name in (*CROP_GRIDS, UNREADABLE)])
     return folder / "skimage" / "data"
 

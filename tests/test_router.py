@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from arithmetic import erf, layer_norm, linear
 from conftest import CHECKPOINT, TINY, TINY_TOWER
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,20 +19,6 @@ from avg_mlx.scaler import pyramid
 
 D = 64
 HEADS = 8
-
-
-def erf(x: np.ndarray) -> np.ndarray:
-    return np.vectorize(math.erf)(x)
-
-
-def layer_norm(x: np.ndarray, norm: nn.LayerNorm) -> np.ndarray:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = (centred**2).mean(axis=-1, keepdims=True)
-    return centred / np.sqrt(variance + 1e-5) * np.array(norm.weight) + np.array(norm.bias)
-
-
-def linear(x: np.ndarray, layer: nn.Linear) -> np.ndarray:
-    return x @ np.array(layer.weight).T + np.array(layer.bias)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from arithmetic import erf, layer_norm, linear
 from conftest import CHECKPOINT, TINY, TINY_TOWER, write_checkpoint
 from mlx.utils import tree_map
 from PIL import Image
@@ -27,18 +28,8 @@ def randomize(module: nn.Module) -> nn.Module:
     return module
 
 
-def layer_norm(x: np.ndarray, norm: nn.LayerNorm) -> np.ndarray:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = (centred**2).mean(axis=-1, keepdims=True)
-    return centred / np.sqrt(variance + 1e-5) * np.array(norm.weight) + np.array(norm.bias)
-
-
-def linear(x: np.ndarray, layer: nn.Linear) -> np.ndarray:
-    return x @ np.array(layer.weight).T + np.array(layer.bias)
-
-
 def gelu(x: np.ndarray) -> np.ndarray:
-    return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    return x * (1 + erf(x / math.sqrt(2))) / 2
 
 
 ACTIVATIONS = {"gelu": gelu, "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x))}

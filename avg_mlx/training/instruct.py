@@ -105,7 +105,7 @@ class InstructTask:
         if self.trainable.vision:
             return lambda crops: crops, model.encode
         if self.trainable.projector:
-            return model.look, model.projector
+            return model.run_tower, model.projector
         return model.encode, lambda features: features
 
     def _losses(self, samples: Sequence[Sample], granularities: Sequence[int], tokens: int) -> Iterator[MicroLoss]:
