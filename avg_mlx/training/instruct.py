@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -99,34 +98,43 @@ class InstructTask:
             total += sum(float(loss()) for loss in self._losses(chosen, self.model.config.granularities, tokens))
         return total if self.held_out else None
 
-    def _vision_stages(self) -> tuple[Callable[[Crops], Any], Callable[[Any], mx.array]]:
-        """The way from crops to features in two: what is frozen, and what gradients must pass."""
-        model = self.model
+    def _vision_stages(self) -> tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]:
+        """The way from pixels to features in two: what is frozen, and what gradients must pass."""
+        tower, projector = self.model.vision_tower, self.model.projector
         if self.trainable.vision:
-            return lambda crops: crops, model.encode
+            return lambda pixels: pixels, lambda pixels: projector(tower(pixels))
         if self.trainable.projector:
-            return model.run_tower, model.projector
-        return model.encode, lambda features: features
+            return tower, projector
+        return lambda pixels: projector(tower(pixels)), lambda features: features
 
     def _losses(self, samples: Sequence[Sample], granularities: Sequence[int], tokens: int) -> Iterator[MicroLoss]:
-        crops = [load_crops(self.model, sample) for sample in samples]
+        model = self.model
+        text_only = [sample for sample in samples if not sample.images]
+        seen = [sample for sample in samples if sample.images]
+        if text_only:
+            nothing: list[list] = [[] for _ in text_only]
+            yield lambda: answer_losses(model, text_only, nothing, nothing, granularities[0]).sum() / tokens
+        if not seen:
+            return
+        crops = [load_crops(model, sample) for sample in seen]
         frozen, learned = self._vision_stages()
-        half_seen = [[frozen(c) for c in images] for images in crops]  # once for all granularities
-        mx.eval([x for images in half_seen for x in images if isinstance(x, mx.array)])
+        half_seen = frozen(mx.array(np.concatenate([c.pixels for images in crops for c in images])))
+        mx.eval(half_seen)  # once for all granularities
 
-        def loss_at(chosen: list[int], granularity: int, share: float) -> MicroLoss:
+        def loss_at(granularity: int) -> MicroLoss:
             def loss() -> mx.array:
-                features = [[learned(x) for x in half_seen[i]] for i in chosen]
-                images = [crops[i] for i in chosen]
-                losses = answer_losses(self.model, [samples[i] for i in chosen], features, images, granularity)
-                return losses.sum() * (share / tokens)
+                features = _deal_out(learned(half_seen), crops)
+                losses = answer_losses(model, seen, features, crops, granularity)
+                return losses.sum() / (tokens * len(granularities))
 
             return loss
 
-        with_images = [i for i, sample in enumerate(samples) if sample.images]
-        text_only = [i for i, sample in enumerate(samples) if not sample.images]
-        if text_only:
-            yield loss_at(text_only, granularities[0], 1.0)
-        if with_images:
-            for granularity in granularities:
-                yield loss_at(with_images, granularity, 1 / len(granularities))
+        for granularity in granularities:
+            yield loss_at(granularity)
+
+
+def _deal_out(features: mx.array, crops: Sequence[Sequence[Crops]]) -> list[list[mx.array]]:
+    """The features of all crops, which passed in one batch → those of each image of each sample."""
+    ends = np.cumsum([len(c) for images in crops for c in images])[:-1]
+    parts = iter(mx.split(features, ends.tolist()))
+    return [[next(parts) for _ in images] for images in crops]
