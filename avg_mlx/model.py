@@ -56,14 +56,12 @@ class Model(nn.Module):
 
     def embed_text(self, ids: Sequence[int]) -> mx.array:
         """Input embeddings of all tokens but the placeholders: (tokens, D)."""
-        text = self.language_model.model.embed_tokens(mx.array([i for i in ids if i != PLACEHOLDER_ID]))
-        return text.astype(self.image_newline.dtype)  # 4- and 8-bit floats come as bfloat16 in any model
+        return self.language_model.model.embed_tokens(mx.array([i for i in ids if i != PLACEHOLDER_ID]))
 
     def route(self, features: mx.array, text: mx.array) -> mx.array:
         """The router's logits, (granularities,), from one image's features and the prompt's text embeddings."""
-        config = self.config
-        levels = pyramid(features, config.granularities, config.vision.patch_grid)
-        return self.router(levels, features, text)
+        granularities, patch_grid = self.config.granularities, self.config.vision.patch_grid
+        return self.router(features, text, lambda x: pyramid(x, granularities, patch_grid))
 
     def pack(self, features: mx.array, granularity: int, crops: Crops) -> mx.array:
         """Visual tokens of one image at `granularity`: (visual tokens, D)."""

@@ -1,12 +1,16 @@
-"""The visual granularity router: pyramid + instruction → one logit per granularity.
+"""The visual granularity router: features, pooled to their pyramid, and instruction → one logit per granularity.
 
 Ported from AVG-LLaVA (arXiv 2410.02745, section 3.2) as its weights were trained.
 """
+
+from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .config import Config
+
+Pool = Callable[[mx.array], mx.array]  # (crops, tokens, D) → (crops, positions, D), averages of tokens
 
 HEADS = 8  # of the crop mixer; the authors fixed it
 DROPOUT = 0.1
@@ -31,19 +35,18 @@ def _unit(x: mx.array) -> mx.array:
 
 
 class CropAttention(nn.MultiHeadAttention):
-    """Self-attention whose weights drop out in training, as PyTorch's encoder layer has it."""
+    """Self-attention across crops, for each position by itself; its weights drop out in training, as PyTorch's do."""
 
     def __init__(self, D: int):
         super().__init__(D, HEADS, bias=True)
         self.dropout = nn.Dropout(DROPOUT)
 
-    def __call__(self, x: mx.array) -> mx.array:  # type: ignore[override]
-        if not self.training:
-            return super().__call__(x, x, x)
+    def __call__(self, x: mx.array, pool: Pool) -> mx.array:  # type: ignore[override]
         projections = (self.query_proj, self.key_proj, self.value_proj)
-        q, k, v = (mx.unflatten(p(x), -1, (HEADS, -1)).swapaxes(1, 2) for p in projections)
-        weights = mx.softmax(q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5, axis=-1)
-        return self.out_proj((self.dropout(weights) @ v).swapaxes(1, 2).flatten(-2))
+        q, k, v = (mx.unflatten(pool(p(x)), -1, (HEADS, -1)).transpose(1, 2, 0, 3) for p in projections)
+        weights = mx.softmax((q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2), axis=-1, precise=True)
+        mixed = self.dropout(weights) @ v  # (positions, heads, crops, D / heads)
+        return self.out_proj(mixed.transpose(2, 0, 1, 3).flatten(-2))
 
 
 class CropMixer(nn.Module):
@@ -58,9 +61,12 @@ class CropMixer(nn.Module):
         self.norm2 = nn.LayerNorm(D)
         self.dropout = nn.Dropout(DROPOUT)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """(positions, crops, D) → the same."""
-        x = self.norm1(x + self.dropout(self.attention(x)))
+    def __call__(self, x: mx.array, pool: Pool) -> mx.array:
+        """(crops, tokens, D) → (crops, positions, D): the layer of the pooled tokens.
+
+        The projection of an average is the average of projections, so attention projects before pooling: fewer rows.
+        """
+        x = self.norm1(pool(x) + self.dropout(self.attention(x, pool)))
         y = self.linear2(self.dropout(nn.relu(self.linear1(x))))
         return self.norm2(x + self.dropout(y))
 
@@ -78,7 +84,7 @@ class Scorer(nn.Module):
 
 
 class Router(nn.Module):
-    """Text filter → crop mixer → scorer → vote → mean over crops → logit norm."""
+    """Text filter → crop mixer → scorer → mean over crops → vote → logit norm."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -88,15 +94,15 @@ class Router(nn.Module):
         self.voter = mx.zeros((config.voter_size, 1))
         self.logit_norm = nn.LayerNorm(len(config.granularities))
 
-    def __call__(self, pyramid: dict[int, mx.array], features: mx.array, text: mx.array) -> mx.array:
-        """pyramid: {g: (crops, g, D)} in the config's order; features: (crops, patches, D); text: (tokens, D).
+    def __call__(self, features: mx.array, text: mx.array, pool: Pool) -> mx.array:
+        """features: (crops, patches, D), of which `pool` makes the pyramid; text: (tokens, D).
 
         Returns (granularities,) logits for the whole image.
         """
         filtered = text_filter(text, features[0], self.filtered_text_num).astype(features.dtype)
-        filtered = mx.broadcast_to(filtered, (len(features), *filtered.shape))
-        x = mx.concatenate([*pyramid.values(), filtered], axis=1)  # (crops, positions, D)
-        x = self.crop_mixer(x.swapaxes(0, 1))  # (positions, crops, D)
-        scores = self.scorer(x)  # (positions, crops, granularities)
-        votes = (scores * self.voter[:, None]).sum(axis=0)  # (crops, granularities)
-        return self.logit_norm(votes.mean(axis=0))
+        # Every crop reads the same text, and comes to the same but for dropout: one stands for all.
+        readers = len(features) if self.training else 1
+        filtered = mx.broadcast_to(filtered, (readers, *filtered.shape))
+        parts = [self.crop_mixer(features, pool), self.crop_mixer(filtered, lambda x: x)]
+        scores = mx.concatenate([self.scorer(x).mean(axis=0) for x in parts])  # (positions, granularities)
+        return self.logit_norm((scores * self.voter).sum(axis=0))

@@ -17,6 +17,6 @@ def pool(features: mx.array, granularity: int, patch_grid: Pair) -> mx.array:
     return x.mean(axis=(2, 4)).reshape(crops, granularity, D)
 
 
-def pyramid(features: mx.array, granularities: Iterable[int], patch_grid: Pair) -> dict[int, mx.array]:
-    """{granularity: (crops, granularity, D)} in the order given."""
-    return {g: pool(features, g, patch_grid) for g in granularities}
+def pyramid(features: mx.array, granularities: Iterable[int], patch_grid: Pair) -> mx.array:
+    """Each granularity's cells in the order given: (crops, patches, D) → (crops, sum of granularities, D)."""
+    return mx.concatenate([pool(features, g, patch_grid) for g in granularities], axis=1)

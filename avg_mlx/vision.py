@@ -1,5 +1,6 @@
 """CLIP vision tower and projector: crops → features."""
 
+import functools
 import itertools
 
 import mlx.core as mx
@@ -8,6 +9,7 @@ import mlx.nn as nn
 from .config import Config, VisionConfig
 
 
+@functools.partial(mx.compile, shapeless=True)  # one kernel, as MLX's own activations are
 def quick_gelu(x: mx.array) -> mx.array:
     """x · sigmoid(1.702 x), OpenAI CLIP's activation."""
     return x * mx.sigmoid(1.702 * x)

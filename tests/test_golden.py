@@ -16,14 +16,15 @@ from avg_mlx.router import text_filter
 from avg_mlx.scaler import pool
 
 TOLERANCE = 1e-3
+ROUTER_TOLERANCE = 1e-4  # the router does not compute in the reference's order
 
 pytestmark = pytest.mark.parametrize("case", range(len(CASES)))
 
 
-def close(ours, reference) -> None:
+def close(ours, reference, tolerance=TOLERANCE) -> None:
     ours = np.array(ours)
     assert ours.shape == reference.shape
-    assert np.abs(ours - reference).max() < TOLERANCE
+    assert np.abs(ours - reference).max() < tolerance
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_text_filter(case, model, features_of):
 
 def test_router_logits(case, model, features_of):
     logits = model.route(features_of(case), model.embed_text(ids_of(case)))
-    close(logits, Reference(case)("router_logits"))
+    close(logits, Reference(case)("router_logits"), ROUTER_TOLERANCE)
     assert GRANULARITIES[mx.argmax(logits).item()] == CASES[case]["picked"]
 
 

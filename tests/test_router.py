@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections import Counter
+from contextlib import contextmanager, nullcontext
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,6 +21,11 @@ from avg_mlx.scaler import pyramid
 
 D = 64
 HEADS = 8
+
+
+def to_pyramid(x: mx.array) -> mx.array:
+    """Of TINY's crops."""
+    return pyramid(x, TINY["vis_token_granularity"], (4, 4))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -49,10 +56,10 @@ def specified_mixer(x: np.ndarray, mixer: CropMixer) -> np.ndarray:
     return layer_norm(x + linear(np.maximum(linear(x, mixer.linear1), 0), mixer.linear2), mixer.norm2)
 
 
-def specified_logits(router: Router, levels: list[np.ndarray], features: np.ndarray, text: np.ndarray) -> np.ndarray:
+def specified_logits(router: Router, levels: np.ndarray, features: np.ndarray, text: np.ndarray) -> np.ndarray:
     """Section 6 as a whole."""
     kept = specified_filter(text, features[0], router.filtered_text_num)
-    x = np.stack([np.concatenate([*crop, kept]) for crop in zip(*levels, strict=True)])
+    x = np.stack([np.concatenate([crop, kept]) for crop in levels])
     x = specified_mixer(x, router.crop_mixer)
     hidden = linear(x, router.scorer.linear1)
     scores = linear(hidden * (1 + erf(hidden / math.sqrt(2))) / 2, router.scorer.linear2)
@@ -83,6 +90,19 @@ def mixer():
     return randomize(CropMixer(D))
 
 
+@contextmanager
+def in_training(module: nn.Module):
+    module.train()
+    try:
+        yield
+    finally:
+        module.eval()
+
+
+def unpooled(x: mx.array) -> mx.array:
+    return x
+
+
 def random(*shape: int) -> mx.array:
     return mx.array(np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32))
 
@@ -91,9 +111,8 @@ def random(*shape: int) -> mx.array:
 @pytest.mark.parametrize("tokens", [3, 5, 40], ids=lambda n: f"{n} text tokens")
 def test_logits_are_the_specified_ones(config, router, crops, tokens):
     features, text = random(crops, 16, D), random(tokens, D)
-    levels = pyramid(features, config.granularities, config.vision.patch_grid)
-    logits = router(levels, features, text)
-    expected = specified_logits(router, [np.array(x) for x in levels.values()], np.array(features), np.array(text))
+    logits = router(features, text, to_pyramid)
+    expected = specified_logits(router, np.array(to_pyramid(features)), np.array(features), np.array(text))
     assert logits.shape == (len(config.granularities),)
     assert np.allclose(np.array(logits), expected, atol=1e-4)
 
@@ -105,53 +124,69 @@ def test_the_scorer_has_an_exact_gelu(router):
     assert np.allclose(np.array(router.scorer(x)), expected, atol=1e-5)
 
 
-def test_the_voter_weighs_positions_in_the_order_of_the_pyramid(config, router):
+def test_the_voter_weighs_positions_in_the_order_of_the_pyramid(router):
     features, text = random(2, 16, D), random(5, D)
-    levels = pyramid(features, config.granularities, config.vision.patch_grid)
-    logits = router(levels, features, text)
-    assert not mx.allclose(logits, router(dict(reversed(levels.items())), features, text), atol=1e-3)
+    reverse = router(features, text, lambda x: to_pyramid(x)[:, ::-1])
+    assert not mx.allclose(router(features, text, to_pyramid), reverse, atol=1e-3)
 
 
-def test_local_crops_vote_alike(config, router):
+def test_local_crops_vote_alike(router):
     """Attention and mean know no order of crops; only the text filter asks for the base crop, the first."""
     features, text = random(4, 16, D), random(5, D)
     turned = features[mx.array([0, 3, 1, 2])]
-    logits = [router(pyramid(x, config.granularities, (4, 4)), x, text) for x in (features, turned)]
+    logits = [router(x, text, to_pyramid) for x in (features, turned)]
     assert mx.allclose(*logits, atol=1e-4)
 
 
-def test_dropout_is_only_for_training(config, router):
+def test_dropout_is_only_for_training(router):
     features, text = random(2, 16, D), random(5, D)
-    levels = pyramid(features, config.granularities, (4, 4))
-    assert mx.array_equal(router(levels, features, text), router(levels, features, text))
-    router.train()
-    try:
-        assert not mx.array_equal(router(levels, features, text), router(levels, features, text))
-    finally:
-        router.eval()
+    assert mx.array_equal(router(features, text, to_pyramid), router(features, text, to_pyramid))
+    with in_training(router):
+        assert not mx.array_equal(router(features, text, to_pyramid), router(features, text, to_pyramid))
+
+
+@pytest.mark.parametrize(("training", "readers"), [(False, 1), (True, 3)], ids=["evaluating", "training"])
+def test_a_layer_gets_no_more_rows_than_it_must(router, training, readers, monkeypatch):
+    """Patches are projected before they are pooled; crops read the text together, unless it drops out for each."""
+    rows: Counter[int] = Counter()
+    call = nn.Linear.__call__
+
+    def count(layer: nn.Linear, x: mx.array) -> mx.array:
+        rows[id(layer)] += x.size // x.shape[-1]
+        return call(layer, x)
+
+    monkeypatch.setattr(nn.Linear, "__call__", count)
+    with in_training(router) if training else nullcontext():
+        router(random(3, 16, D), random(9, D), to_pyramid)
+    attention, mixer, scorer = router.crop_mixer.attention, router.crop_mixer, router.scorer
+    text = readers * TINY["filtered_text_num"]
+    for layer in (attention.query_proj, attention.key_proj, attention.value_proj):
+        assert rows.pop(id(layer)) == 3 * 16 + text
+    for layer in (attention.out_proj, mixer.linear1, mixer.linear2, scorer.linear1, scorer.linear2):
+        assert rows.pop(id(layer)) == 3 * (1 + 2 + 4 + 8 + 16) + text
+    assert not rows
 
 
 def test_the_mixer_is_the_specified_layer(mixer):
-    x = random(7, 3, D)
-    expected = specified_mixer(np.array(x).swapaxes(0, 1), mixer).swapaxes(0, 1)
-    assert np.allclose(np.array(mixer(x)), expected, atol=1e-4)
+    x = random(3, 7, D)
+    assert np.allclose(np.array(mixer(x, unpooled)), specified_mixer(np.array(x), mixer), atol=1e-4)
 
 
 @given(order=st.permutations(range(6)))
 def test_permuted_positions_give_permuted_outputs(mixer, order):
-    x = random(6, 3, D)
-    assert mx.allclose(mixer(x[mx.array(order)]), mixer(x)[mx.array(order)], atol=1e-5)
+    x, order = random(3, 6, D), mx.array(order)
+    assert mx.allclose(mixer(x[:, order], unpooled), mixer(x, unpooled)[:, order], atol=1e-5)
 
 
 @pytest.mark.parametrize("position", [0, 3, 5])
 @pytest.mark.parametrize("crop", [0, 2])
 def test_a_changed_token_reaches_its_position_in_all_crops_and_nothing_else(mixer, position, crop):
-    x = random(6, 3, D)
+    x = random(3, 6, D)
     changed = mx.array(x)
-    changed[position, crop] = random(D)
-    moved = mx.abs(mixer(changed) - mixer(x)).max(axis=-1) > 1e-4  # (positions, crops)
-    expected = mx.zeros((6, 3), dtype=mx.bool_)
-    expected[position] = True
+    changed[crop, position] = random(D)
+    moved = mx.abs(mixer(changed, unpooled) - mixer(x, unpooled)).max(axis=-1) > 1e-4  # (crops, positions)
+    expected = mx.zeros((3, 6), dtype=mx.bool_)
+    expected[:, position] = True
     assert mx.array_equal(moved, expected)
 
 
