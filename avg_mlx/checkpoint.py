@@ -17,6 +17,7 @@ from .errors import AvgMlxError, InputError
 from .files import read_json
 from .model import Model, tensors_of
 from .pytorch import SafetensorsShards, Shape, load_arrays, open_shards
+from .sharding import shard
 
 
 def load(
@@ -24,18 +25,23 @@ def load(
     revision: str | None = None,
     adapter_path: str | Path | None = None,
     lazy: bool = False,
+    group: mx.distributed.Group | None = None,
 ):
     """Load a converted model from a folder or the Hugging Face Hub.
 
-    adapter_path: a folder that training wrote, put on top. lazy: leave weights on disk until they are used. Returns
-    (Model, mlx-lm's TokenizerWrapper). Raises InputError if the folder is not a converted AVG-LLaVA model,
-    AvgMlxError if the Hub cannot be reached.
+    adapter_path: a folder that training wrote, put on top. lazy: leave weights on disk until they are used. group:
+    processes that share the language model; each reads its part. Returns (Model, mlx-lm's TokenizerWrapper). Raises
+    InputError if the folder is not a converted AVG-LLaVA model, AvgMlxError if the Hub cannot be reached.
     """
     folder = find_folder(path_or_repo, revision)
     keys = read_json(folder / "config.json")
-    model, tokenizer = load_model(folder, keys, lazy), load_tokenizer(folder, keys)
+    model, tokenizer = load_model(folder, keys, lazy or group is not None), load_tokenizer(folder, keys)
     if adapter_path is not None:
         load_adapters(model, adapter_path)
+    if group is not None:
+        shard(model, group)
+    if not lazy:
+        mx.eval(model.parameters())
     return model, tokenizer
 
 
@@ -82,6 +88,20 @@ def _quantize_layers(model: Model, quantization: Mapping[str, Any], names: set[s
         mode=quantization.get("mode", "affine"),
         class_predicate=layer_quantization,
     )
+    llm = model.language_model.model
+    if isinstance(llm.embed_tokens, nn.QuantizedEmbedding):
+        llm.embed_tokens = TypedEmbedding(llm.embed_tokens, llm.norm)
+
+
+class TypedEmbedding(nn.QuantizedEmbedding):
+    """MLX's, unloaded, but in the dtype of the model around it: 4- and 8-bit floats come as bfloat16 in any."""
+
+    def __init__(self, embedding: nn.QuantizedEmbedding, norm: nn.Module):
+        super().__init__(embedding.num_embeddings, embedding.dims, embedding.group_size, embedding.bits, embedding.mode)
+        self._norm = norm
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return super().__call__(x).astype(self._norm.weight.dtype)
 
 
 def shapes_of(model: nn.Module) -> dict[str, Shape]:

@@ -1,8 +1,10 @@
 """The golden checkpoint, converted once a session, the reference's numbers for it, and other checkpoints at random."""
 
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
@@ -212,6 +214,32 @@ def refused(capfd):
         return lines[0]
 
     return run
+
+
+def free_ports(count: int) -> int:
+    """The first of as many neighbouring ports; where it looks first is each process's own, since they run together."""
+    for first in range(20000 + os.getpid() * 97 % 10000, 60000, 97):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+            return first
+        except OSError:
+            continue
+    raise AssertionError("no free ports")
+
+
+def launch_two(*arguments) -> None:
+    """Run a Python file with arguments in two processes of one group, over MLX's ring on this machine."""
+    launch = [Path(sys.executable).with_name("mlx.launch"), "-n", 2, "--backend", "ring", "--starting-port"]
+    command = [*launch, free_ports(2), "--", sys.executable, *arguments]
+    reader, writer = os.pipe()  # mlx.launch spins once its standard input has ended
+    try:
+        done = subprocess.run(list(map(str, command)), stdin=reader, capture_output=True, text=True, timeout=300)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert "[WARN]" not in done.stderr, done.stdout + done.stderr  # its exit status tells nothing of the processes'
 
 
 def conversation(*turns: str) -> list[dict[str, str]]:

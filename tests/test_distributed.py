@@ -1,26 +1,22 @@
 """Two processes on this machine, over MLX's ring, against one."""
 
 import json
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import RECORDS, write_samples
+from conftest import RECORDS, launch_two, write_samples
 from mlx.utils import tree_flatten
 
-from avg_mlx import load
+from avg_mlx import evaluate, load, read_questions
 from avg_mlx.adapters import AdapterConfig
 from avg_mlx.training import instruct, rglf
 from avg_mlx.training.data import read_samples
 from avg_mlx.training.feedback import collect_feedback, routable
 from avg_mlx.training.loop import step_gradients
 from avg_mlx.training.stages import InstructOptions, RouterOptions, train_instruct, train_router
-
-LAUNCH = Path(sys.executable).with_name("mlx.launch")
 
 
 def work(model_folder: Path, data: Path, folder: Path) -> None:
@@ -30,6 +26,9 @@ def work(model_folder: Path, data: Path, folder: Path) -> None:
     samples = read_samples(data, None, tokenizer, model.config)
     chosen = routable(samples)
     rows = collect_feedback(model, chosen, folder / "feedback.jsonl")
+    questions, _ = read_questions(data, skip_bad=True)
+    evaluation = evaluate(model, tokenizer, questions, folder / "evaluated", max_tokens=2)
+    (folder / f"evaluated-{group.rank()}.json").write_text(json.dumps(evaluation.summary["modes"]))
     (folder / f"rows-{group.rank()}-of-{group.size()}.json").write_text(json.dumps([row.losses for row in rows]))
 
     def save_gradients(name: str, task, count: int) -> None:
@@ -60,24 +59,8 @@ def results(tiny_folder, tmp_path_factory) -> tuple[Path, Path]:
     data = write_samples(tmp_path_factory.mktemp("data"), records)
     folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     work(tiny_folder, data, folders[0])
-    command = [sys.executable, __file__, tiny_folder, data, folders[1]]
-    launch = [sys.executable, LAUNCH, "-n", "2", "--backend", "ring", "--starting-port", str(free_ports(2)), "--"]
-    done = subprocess.run([*map(str, launch), *map(str, command)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    launch_two(__file__, tiny_folder, data, folders[1])
     return folders
-
-
-def free_ports(count: int) -> int:
-    """The first of as many neighbouring ports."""
-    for first in range(20000, 60000, 97):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-            return first
-        except OSError:
-            continue
-    raise AssertionError("no free ports")
 
 
 def log_of(folder: Path) -> list[dict]:
@@ -115,6 +98,26 @@ def test_every_process_gets_all_feedback(results):
     texts = [file.read_text() for folder in results for file in folder.glob("rows-*")]
     assert len(texts) == 3
     assert len(set(texts)) == 1
+
+
+def test_an_evaluation_writes_the_same_lines_up_to_timings(results):
+    one, two = (
+        [json.loads(line) for line in (folder / "evaluated" / "answers.jsonl").read_text().splitlines()]
+        for folder in results
+    )
+    for line in one + two:
+        del line["seconds"]
+        for attempt in line["attempts"]:
+            del attempt["prefill"], attempt["generation"]
+    assert one == two
+    assert [line["id"] for line in one] == ["one", "turns-1", "turns-2", "last"]
+
+
+def test_every_process_gets_the_whole_evaluation(results):
+    _, folder = results
+    first, second = ((folder / f"evaluated-{rank}.json").read_text() for rank in range(2))
+    assert first == second
+    assert json.loads(first) == json.loads((folder / "evaluated" / "summary.json").read_text())["modes"]
 
 
 def test_training_is_logged_once_with_one_processes_losses(results):
