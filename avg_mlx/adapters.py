@@ -34,11 +34,11 @@ class AdapterConfig:
         return self.fine_tune_type in ("lora", "dora") and self.num_layers != 0
 
 
-def fingerprint(model: Model) -> str:
-    """A hash that tells models apart: a few numbers of each tensor but the router's, which training replaces."""
+def fingerprint(model: Model, router: bool = False) -> str:
+    """A hash that tells models apart: a few numbers of each tensor, the `router`'s too where it matters."""
     digest = hashlib.sha256()
     for name, array in sorted(tensors_of(model).items()):
-        if not name.startswith("router."):
+        if router or not name.startswith("router."):
             few = array.reshape(-1)[:64]
             few = few.astype(mx.float32) if mx.issubdtype(few.dtype, mx.floating) else few
             digest.update(f"{name} {array.shape} {array.dtype}".encode() + np.array(few).tobytes())

@@ -14,6 +14,7 @@ from conftest import RECORDS, write_samples
 
 from avg_mlx import load
 from avg_mlx.cli.train import main as train
+from avg_mlx.evaluation.run import read_results
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +115,30 @@ def test_feedback(tiny_folder, data, tmp_path):
     assert killed >= 2
     run([*command, file])
     assert file.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_evaluation(tiny_folder, data, tmp_path):
+    command = ["evaluate", "--model", tiny_folder, "--data", data, "-m", 4, "--output"]
+    run([*command, tmp_path / "whole"])
+    folder = tmp_path / "killed"
+
+    def count() -> int:
+        file = folder / "answers.jsonl"
+        return file.read_bytes().count(b"\n") if file.exists() else 0
+
+    rng, killed = random.Random(0), 0
+    for enough in sorted(rng.sample(range(1, 15), ROUNDS)):
+        killed += kill([*command, folder], lambda enough=enough: count() >= enough, rng.uniform(0, 0.1))
+        assert count() >= enough
+    assert killed >= 2
+    run([*command, folder])
+    whole, ended = (read_results(tmp_path / name / "answers.jsonl") for name in ("whole", "killed"))
+    assert [result.key for result in ended] == [result.key for result in whole]
+    assert [[a.answer for a in result.attempts] for result in ended] == [
+        [a.answer for a in result.attempts] for result in whole
+    ]
+    assert len(ended) == 15
+    assert files_of(folder).keys() == files_of(tmp_path / "whole").keys()
 
 
 @pytest.mark.parametrize("verb", ["fuse", "export"])

@@ -63,26 +63,41 @@ def read_samples(data: Path, image_folder: Path | None, tokenizer, config: Confi
     missing = sorted({str(file) for files in images for file in files if not os.path.isfile(file)})
     if missing:
         raise InputError(f"{len(missing)} image files are missing: {', '.join(missing)}; is --image-folder right?")
-    return [_sample(where, record, files, tokenizer) for (where, record), files in zip(named, images, strict=True)]
+    return [make_sample(where, record, files, tokenizer) for (where, record), files in zip(named, images, strict=True)]
+
+
+def read_records(file: Path) -> Iterator[tuple[str, Any]]:
+    """(place, record) of a JSON list or a JSON Lines file; in the record's stead the InputError of a line without JSON.
+
+    Raises InputError for a file that cannot be read, or a list that is none.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {file} ({getattr(error, 'strerror', None) or error})") from error
+    if text.lstrip().startswith("["):
+        try:
+            records = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{file}, line {error.lineno}: {_no_json(error)}") from error
+        yield from ((f"record {n}", record) for n, record in enumerate(records, 1))
+        return
+    for n, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"line {n}", json.loads(line)
+            except json.JSONDecodeError as error:
+                yield f"line {n}", InputError(_no_json(error))
+
+
+def _no_json(error: json.JSONDecodeError) -> str:
+    return f"not valid JSON ({error.msg} at column {error.colno})"
 
 
 def _read_records(data: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = data.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {data} ({getattr(error, 'strerror', None) or error})") from error
-    number = 1
-    try:
-        if text.lstrip().startswith("["):
-            records = json.loads(text)
-        else:
-            records = []
-            for number, line in enumerate(text.split("\n"), 1):  # noqa: B007 - told in the error
-                records += [json.loads(line)] if line.strip() else []
-    except json.JSONDecodeError as error:
-        at = number + error.lineno - 1
-        raise InputError(f"{data}, line {at}: not valid JSON ({error.msg} at column {error.colno})") from error
-    for n, record in enumerate(records, 1):
+    for n, (place, record) in enumerate(read_records(data), 1):
+        if isinstance(record, InputError):
+            raise InputError(f"{data}, {place}: {record}")
         if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
             raise InputError(f"{data}: sample {n} is not an object with a list of conversations")
         yield record
@@ -96,7 +111,7 @@ def _image_names(where: str, record: dict[str, Any]) -> list[str]:
     return names
 
 
-def _sample(where: str, record: dict[str, Any], images: list[Path], tokenizer) -> Sample:
+def make_sample(where: str, record: dict[str, Any], images: list[Path], tokenizer) -> Sample:
     messages = [_message(where, turn) for turn in record["conversations"]]
     roles = [message["role"] for message in messages]
     if len(roles) < 2 or roles != ["user", "assistant"] * (len(roles) // 2):

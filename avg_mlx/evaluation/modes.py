@@ -1,0 +1,52 @@
+"""Ways to choose a granularity for a question."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..config import Config
+from ..errors import InputError
+
+ADAPTIVE, RANDOM, ORACLE = "adaptive", "random", "oracle"
+
+
+def all_modes(config: Config) -> list[str]:
+    """Every mode that a model has: the router's choice, each granularity by itself, chance, and hindsight."""
+    fixed = [str(g) for g in sorted(config.granularities)]
+    return [*([ADAPTIVE] if config.has_router else []), *fixed, RANDOM, ORACLE]
+
+
+def check_modes(modes: Sequence[str], config: Config) -> list[str]:
+    """`modes` in their order, each once; InputError if the model does not have one."""
+    known = all_modes(config)
+    if ADAPTIVE in modes and not config.has_router:
+        raise InputError(f"this model has no router (a Stage-3 checkpoint); choose from {', '.join(known)}")
+    unknown = [mode for mode in modes if mode not in known]
+    if unknown:
+        raise InputError(f"mode {unknown[0]} is not one of this model's: {', '.join(known)}")
+    return [mode for mode in known if mode in modes]
+
+
+def choose(
+    mode: str,
+    granularities: Sequence[int],
+    probabilities: Sequence[float] | None,
+    losses: Sequence[float] | None,
+    seed: int,
+    key: str,
+) -> int:
+    """A mode's granularity, given the router's probabilities and the feedback losses of all of them.
+
+    Chance is a function of `seed` and the question's `key`, so that neither the order nor who answers matters.
+    """
+    if mode == ADAPTIVE:
+        assert probabilities is not None
+        return granularities[int(np.argmax(probabilities))]
+    if mode == ORACLE:
+        assert losses is not None
+        return granularities[int(np.argmin(losses))]
+    if mode == RANDOM:
+        digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+        return granularities[int.from_bytes(digest) % len(granularities)]
+    return int(mode)

@@ -1,0 +1,187 @@
+"""Question files: what is read from each form, and what is said of the rest."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import conversation, write_samples
+
+from avg_mlx import InputError, Question, read_questions
+from avg_mlx.cli.evaluate import main
+
+SIMPLE = {"image": "wide.png", "question": "What is it?", "answer": "a cat"}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder with images."""
+    write_samples(tmp_path, [])
+    return tmp_path
+
+
+@pytest.fixture
+def write(folder):
+    """`write(*records)`: a JSON Lines file beside the images; texts are lines as they stand."""
+
+    def write(*records, name: str = "questions.jsonl") -> Path:
+        lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+        (folder / name).write_text("\n".join(lines) + "\n")
+        return folder / name
+
+    return write
+
+
+def read(*arguments, **options) -> list[Question]:
+    questions, bad = read_questions(*arguments, **options)
+    assert bad == []
+    return questions
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (SIMPLE, [("1", "What is it?", ("a cat",), None)]),
+        (SIMPLE | {"id": "q7", "category": "pets"}, [("q7", "What is it?", ("a cat",), "pets")]),
+        (SIMPLE | {"id": 0, "category": 3}, [("0", "What is it?", ("a cat",), "3")]),
+        (SIMPLE | {"answer": ["a cat", "cat"]}, [("1", "What is it?", ("a cat", "cat"), None)]),
+        (SIMPLE | {"answers": ["a cat", "pet"]}, [("1", "What is it?", ("a cat", "pet"), None)]),
+        (SIMPLE | {"image": ["wide.png"]}, [("1", "What is it?", ("a cat",), None)]),
+        (SIMPLE | {"question": " <image>\nWhat is it? "}, [("1", "What is it?", ("a cat",), None)]),
+        (
+            {"id": "c", "image": "wide.png", "conversations": conversation("<image>\nA dog?", "no"), "category": "x"},
+            [("c", "A dog?", ("no",), "x")],
+        ),
+        (
+            {"id": "c", "image": "wide.png", "conversations": conversation("A dog?\n<image>", "no", "A car?", "Yes.")},
+            [("c-1", "A dog?", ("no",), None), ("c-2", "A car?", ("Yes.",), None)],
+        ),
+    ],
+)
+@pytest.mark.parametrize("form", ["lines", "list"])
+def test_every_form_gives_its_questions(form, record, expected, write, folder):
+    file = write(record) if form == "lines" else write(json.dumps([record], indent=2), name="questions.json")
+    questions = read(file)
+    assert [(q.id, q.question, q.answers, q.category) for q in questions] == expected
+    assert {(q.image, q.file) for q in questions} == {("wide.png", folder / "wide.png")}
+
+
+def test_images_lead_from_the_image_folder(folder, tmp_path_factory):
+    file = tmp_path_factory.mktemp("elsewhere") / "questions.jsonl"
+    file.write_text("\n" + json.dumps(SIMPLE) + "\n\n")
+    [question] = read(file, folder)
+    assert question.file == folder / "wide.png"
+    with pytest.raises(InputError, match=r"line 2: there is no image .*wide\.png; is --image-folder right\?"):
+        read_questions(file)
+
+
+def test_without_an_id_a_question_has_the_number_of_its_line(write):
+    assert [q.id for q in read(write(SIMPLE, "", SIMPLE | {"question": "Why?"}))] == ["1", "3"]
+
+
+def test_the_limit_ends_the_reading(write):
+    two = {"id": "c", "image": "wide.png", "conversations": conversation("A dog?", "no", "A car?", "Yes.")}
+    file = write(SIMPLE, two, "nonsense")
+    assert [q.id for q in read(file, limit=1)] == ["1"]
+    assert [q.id for q in read(file, limit=2)] == ["1", "c-1"]
+    assert [q.id for q in read(file, limit=3)] == ["1", "c-1", "c-2"]
+    with pytest.raises(InputError, match="line 3"):
+        read_questions(file, limit=4)
+
+
+def test_a_key_tells_everything_apart_but_the_folder(folder, write, tmp_path_factory):
+    other = write_samples(tmp_path_factory.mktemp("other"), []).parent
+    changes = ({}, {"id": "x"}, {"image": "tall.png"}, {"question": "Who?"}, {"answer": "dog"}, {"category": "y"})
+    keys = [read(write(SIMPLE | change))[0].key for change in changes]
+    assert len(set(keys)) == len(changes)
+    assert read(write(SIMPLE), other)[0].key == keys[0]
+    (folder / "wide.png").write_bytes((folder / "wide.png").read_bytes() + b"more")
+    assert read(write(SIMPLE))[0].key != keys[0]
+
+
+NO_QUESTION = 'expected lines such as {"image": "1.png", "question": "What is it?", "answer": "a cat"}'
+NO_ANSWER = "; expected a text, or a list of texts"
+TURNS = "; expected human and gpt in turn, an answer at the end"
+BAD = [
+    ("{'image': 1}", "not valid JSON (Expecting property name enclosed in double quotes at column 2)"),
+    ("null", f"nothing is no question; {NO_QUESTION}"),
+    ("[1, 2]", f"[1, 2] is no question; {NO_QUESTION}"),
+    ({"image": "wide.png", "answer": "x"}, f"question '2' asks nothing; {NO_QUESTION}"),
+    (SIMPLE | {"question": " <image>\n"}, f"question '2' asks nothing; {NO_QUESTION}"),
+    (SIMPLE | {"question": ["What?"]}, f"question '2' asks nothing; {NO_QUESTION}"),
+    ({"id": "q", "image": "wide.png", "question": "What?"}, f"question 'q' has no answer (nothing){NO_ANSWER}"),
+    (SIMPLE | {"answer": None}, f"question '2' has no answer (nothing){NO_ANSWER}"),
+    (SIMPLE | {"answer": " "}, f"question '2' has no answer ([\" \"]){NO_ANSWER}"),
+    (SIMPLE | {"answer": 7}, f"question '2' has no answer (7){NO_ANSWER}"),
+    (SIMPLE | {"answers": []}, f"question '2' has no answer (nothing){NO_ANSWER}"),
+    (SIMPLE | {"answers": ["x", None]}, f"question '2' has no answer ([\"x\", null]){NO_ANSWER}"),
+    (SIMPLE | {"image": None}, "question '2' has nothing as its image; expected a file's name"),
+    (
+        SIMPLE | {"image": ["a.png", "b.png"]},
+        'question \'2\' has ["a.png", "b.png"] as its image; expected a file\'s name',
+    ),
+    (SIMPLE | {"image": "gone.png"}, "there is no image {folder}/gone.png; is --image-folder right?"),
+    (
+        SIMPLE | {"image": "text.png"},
+        "{folder}/text.png is not an image that Pillow can read; give a PNG, JPEG, WebP, …",
+    ),
+    (SIMPLE | {"image": "empty.png"}, "{folder}/empty.png is empty; give an image file"),
+    (SIMPLE | {"question": "\ud800?"}, "a text holds half a character (surrogates not allowed); write it again"),
+    (SIMPLE | {"id": "first", "question": "Who?"}, "question 'first' stands there for the second time"),
+    ({"image": "wide.png", "conversations": []}, f"the turns are by nothing{TURNS}"),
+    ({"image": "wide.png", "conversations": conversation("A dog?")}, f'the turns are by ["human"]{TURNS}'),
+    ({"image": "wide.png", "conversations": ["A dog?", "no"]}, f'the turns are by ["A dog?", "no"]{TURNS}'),
+    (
+        {"image": "wide.png", "conversations": conversation("A dog?", "")},
+        f"question '2' has no answer ([\"\"]){NO_ANSWER}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("record", "problem"), BAD)
+def test_a_record_that_cannot_be_used_is_one_line_before_the_model_is_loaded(record, problem, refused, write, folder):
+    first = SIMPLE | {"id": "first", "question": "Who?"}
+    (folder / "text.png").write_text("no image")
+    (folder / "empty.png").touch()
+    file = write(first, record, SIMPLE)
+    told = f"{file}, line 2: {problem}".replace("{folder}", str(folder))
+    arguments = ("--model", "no such model", "--data", file, "--output", folder / "out")
+    line = refused(main, *arguments)
+    assert line == f"avg-mlx evaluate: {told}; mend it, or leave such questions out with --skip-bad"
+    assert not (folder / "out").exists()
+    questions, bad = read_questions(file, skip_bad=True)
+    assert ([q.id for q in questions], bad) == (["first", "3"], [told])
+
+
+def test_of_several_the_first_is_told_and_the_others_are_counted(write):
+    file = write(SIMPLE, "x", SIMPLE | {"image": "gone.png"}, "y")
+    with pytest.raises(InputError, match=r"line 2: not valid JSON \(.*\) \(and 2 more\); mend it"):
+        read_questions(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", f" has no question; {NO_QUESTION}"),
+        (b" \n\n", f" has no question; {NO_QUESTION}"),
+        (b"[]", f" has no question; {NO_QUESTION}"),
+        (b"no json\n", f" has no question that can be used; {NO_QUESTION}"),
+        (b"[{},\n{]", ", line 2: not valid JSON (Expecting property name enclosed in double quotes at column 2)"),
+        (b"\xff\xfe", " ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)"),
+    ],
+)
+def test_a_file_without_questions_is_one_line_even_if_bad_ones_may_be_skipped(content, problem, refused, tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_bytes(content)
+    arguments = ("--model", "no such model", "--data", file, "--output", tmp_path / "out", "--skip-bad")
+    assert refused(main, *arguments).endswith(f"{file}{problem}")
+
+
+@pytest.mark.parametrize("name", ["nowhere.jsonl", "."])
+def test_a_file_that_is_not_there_is_one_line(name, refused, tmp_path):
+    line = refused(main, "--model", "m", "--data", tmp_path / name, "--output", tmp_path / "out")
+    assert line.startswith(f"avg-mlx evaluate: cannot read {tmp_path / name} (")
+
+
+def test_a_byte_order_mark_is_no_content(folder):
+    (folder / "questions.jsonl").write_text(json.dumps(SIMPLE), encoding="utf-8-sig")
+    assert len(read(folder / "questions.jsonl")) == 1
