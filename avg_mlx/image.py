@@ -1,6 +1,8 @@
 """An image → crops, with the reference's geometry and pixels."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,12 @@ class Crops:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all that it holds."""
+        what = f"{self.pixels.shape} {self.pixels.dtype} {self.image_size} {self.crop_grid}"
+        return hashlib.sha256(what.encode() + self.pixels.tobytes()).hexdigest()
 
 
 def make_crops(image: Image.Image, config: Config) -> Crops:

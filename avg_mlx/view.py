@@ -1,12 +1,14 @@
 """How closely each image is looked at: everything between a prompt and the language model's input."""
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 
+from .caches import Key, VisionCache, encode_images
 from .config import Config
 from .errors import InputError
 from .geometry import Pair
@@ -16,6 +18,8 @@ from .model import Model
 from .prompt import PLACEHOLDER_ID, Messages, build_messages, encode_messages
 
 AUTO = "auto"
+
+Images = ImageSource | Crops | Sequence[ImageSource | Crops] | None
 
 
 @dataclass(frozen=True)
@@ -64,19 +68,44 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
-class Views:
-    """A prompt whose images have been looked at."""
+class Layout:
+    """Where a prompt's text and images stand, when the images have been looked at."""
 
     ids: tuple[int, ...]  # text, and PLACEHOLDER_ID for each image
-    text: mx.array  # (text tokens, D)
     crops: tuple[Crops, ...]
-    features: tuple[mx.array, ...]  # for each image (crops, patches, D)
     views: tuple[View, ...]
+    vision_calls: int  # images that went through the vision tower
 
     @property
     def positions(self) -> int:
         """The length of the language model's input."""
-        return len(self.text) + sum(view.visual_tokens for view in self.views)
+        return len(self.ids) - len(self.views) + sum(view.visual_tokens for view in self.views)
+
+    def position_ids(self, filler: int) -> list[int]:
+        """One token id for each position, `filler` for visual tokens."""
+        return list(self._spread([filler] * len(self.views)))
+
+    def position_keys(self) -> list[Key]:
+        """What tells positions apart: prompts that begin with the same keys begin with the same embeddings."""
+        return list(self._spread([(c.digest, v.granularity) for c, v in zip(self.crops, self.views, strict=True)]))
+
+    def _spread(self, fillers: Iterable[Any]) -> Iterator[Any]:
+        """The ids of text, and each image's filler as often as it has visual tokens."""
+        images = zip(fillers, self.views, strict=True)
+        for id in self.ids:
+            if id == PLACEHOLDER_ID:
+                filler, view = next(images)
+                yield from itertools.repeat(filler, view.visual_tokens)
+            else:
+                yield id
+
+
+@dataclass(frozen=True)
+class Views(Layout):
+    """A prompt whose images have been looked at, with what was seen."""
+
+    text: mx.array  # (text tokens, D)
+    features: tuple[mx.array, ...]  # for each image (crops, patches, D)
 
     def embeddings(self, model: Model) -> mx.array:
         """The language model's input: (positions, D)."""
@@ -84,38 +113,51 @@ class Views:
         visual_tokens = [model.pack(features, view.granularity, crops) for features, view, crops in images]
         return model.splice(self.ids, self.text, visual_tokens)
 
-    def position_ids(self, filler: int) -> list[int]:
-        """One token id for each position, `filler` for visual tokens."""
-        counts = iter(view.visual_tokens for view in self.views)
-        return [i for id in self.ids for i in ([filler] * next(counts) if id == PLACEHOLDER_ID else [id])]
+    def layout(self) -> Layout:
+        """Without what was seen, so that its memory can go."""
+        return Layout(self.ids, self.crops, self.views, self.vision_calls)
+
+
+def listed(image: Images) -> list[ImageSource | Crops]:
+    """Any number of images as a list."""
+    return [] if image is None else [image] if isinstance(image, ImageSource | Crops) else list(image)
+
+
+def read_crops(image: Images, config: Config, max_pixels: int = MAX_PIXELS) -> list[Crops]:
+    """Any number of images, cut; InputError for one that cannot be used."""
+    return [s if isinstance(s, Crops) else make_crops(read_image(s, max_pixels), config) for s in listed(image)]
 
 
 def look(
     model: Model,
     tokenizer,
     prompt: str | Messages,
-    image: ImageSource | Sequence[ImageSource] | None = None,
+    image: Images = None,
     *,
     granularity: int | str = AUTO,
     max_visual_tokens: int | None = None,
     system_prompt: str | None = None,
     max_pixels: int = MAX_PIXELS,
+    vision: VisionCache | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> Views:
     """Look at the prompt's images: as closely as the router says, or as forced, or within a budget for each image.
 
-    The parameters are those of `stream_generate`. Raises InputError for what cannot be used.
+    The parameters are those of `stream_generate`; images may also come as Crops, and `vision` keeps their features.
+    Raises InputError for what cannot be used.
     """
     stopwatch = stopwatch or Stopwatch()
     config = model.config
-    sources = [] if image is None else [image] if isinstance(image, ImageSource) else list(image)
-    _check_options(config, bool(sources), granularity, max_visual_tokens)
+    sources = listed(image)
+    check_looking(config, bool(sources), granularity, max_visual_tokens)
 
     ids = encode_messages(tokenizer, build_messages(prompt, len(sources), system_prompt))
-    crops = [make_crops(read_image(source, max_pixels), config) for source in sources]
+    crops = read_crops(sources, config, max_pixels)
     stopwatch.clock("preprocess")
 
-    features = [model.encode(c) for c in crops]
+    seen_before = vision.misses if vision else 0
+    features = vision.features(crops) if vision else encode_images(model, crops)
+    vision_calls = vision.misses - seen_before if vision else len(crops)
     text = model.embed_text(ids)
     stopwatch.clock("vision", text, *features)
 
@@ -124,7 +166,7 @@ def look(
 
     routings: Sequence[Routing | None] = [_routing(config, row) for row in logits] or [None] * len(crops)
     views = [_view(config, c, r, granularity, max_visual_tokens) for c, r in zip(crops, routings, strict=True)]
-    looked = Views(tuple(ids), text, tuple(crops), tuple(features), tuple(views))
+    looked = Views(tuple(ids), tuple(crops), tuple(views), vision_calls, text, tuple(features))
     if looked.positions > config.context_length:
         raise InputError(
             f"the prompt takes {looked.positions} positions ({len(text)} for text, the rest for images) but the model "
@@ -133,7 +175,8 @@ def look(
     return looked
 
 
-def _check_options(config: Config, images: bool, granularity: int | str, max_visual_tokens: int | None) -> None:
+def check_looking(config: Config, images: bool, granularity: int | str, max_visual_tokens: int | None) -> None:
+    """Raise InputError for options of looking that cannot be used."""
     choices = ", ".join(map(str, sorted(config.granularities)))
     if granularity != AUTO and granularity not in config.granularities:
         raise InputError(f"granularity is {granularity!r}, but this model has {AUTO} and {choices}")

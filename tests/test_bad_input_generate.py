@@ -490,7 +490,7 @@ def test_kv_group_size_that_does_not_divide_the_head_size(ask, size):
 
 
 def test_missing_and_unknown_flags(refused, capfd):
-    assert refused(main) == "generate.py: the following arguments are required: --prompt/-p; see generate.py --help"
+    assert refused(main) == "generate.py: one of the arguments --prompt/-p --batch is required; see generate.py --help"
     assert refused(main, "-p", "a", "--colour", "red").startswith(
         "generate.py: unrecognized arguments: --colour red; see"
     )
@@ -515,7 +515,7 @@ def test_verbose_shows_where(converted, capfd):
 
 
 def test_unexpected_error(ask, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("the GPU\nis on fire")
 
     monkeypatch.setattr("avg_mlx.load", fail, raising=False)
@@ -523,7 +523,7 @@ def test_unexpected_error(ask, monkeypatch):
 
 
 def test_interrupt(ask, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("avg_mlx.load", interrupt, raising=False)

@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {_one_line(message)}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
 
 
 def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: list[str] | None) -> int:
@@ -41,7 +41,7 @@ def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: l
             error = AvgMlxError(f"{error.filename or 'the system'}: {error.strerror or error}")
         elif not isinstance(error, AvgMlxError):
             error = AvgMlxError(f"unexpected {type(error).__name__}: {error} (--verbose tells where)")
-        print(f"{parser.prog}: {_one_line(error)}", file=sys.stderr)
+        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
         return error.exit_status
 
 
@@ -53,7 +53,8 @@ def _terminate(*_: object) -> NoReturn:
     raise _Terminated
 
 
-def _one_line(message: object) -> str:
+def one_line(message: object) -> str:
+    """Whatever it says, without line ends."""
     return " ".join(str(message).split())
 
 

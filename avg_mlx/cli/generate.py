@@ -2,15 +2,20 @@
 
 import argparse
 import dataclasses
+import io
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from . import Parser, number, run, text
+from .answering import add_decoding_options, add_looking_options, add_model_options, decoding_options, open_model
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from ..generation import Answer
     from ..view import View
 
@@ -21,65 +26,43 @@ def main(arguments: list[str] | None = None, prog: str = "generate.py") -> int:
 
 def build_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description="Ask AVG-LLaVA about an image; it decides how closely to look.")
-    count, fraction = number(int, 1, 2**31 - 1), number(float, 0, 1)
     add = parser.add_argument
-    add("--model", default="mlx_model", help="converted folder or Hub repository (default: %(default)s)")
-    add("--revision", help="branch, tag or commit of the Hub repository")
-    add("--adapter-path", help="adapters to put on top: a folder that training wrote")
-    add("--prompt", "-p", type=text, required=True, help="the question; <image> marks a place; - reads standard input")
+    add_model_options(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", "-p", type=text, help="the question; <image> marks a place; - reads standard input")
+    what.add_argument("--batch", type=Path, metavar="FILE", help="many questions: JSON Lines (docs/chat.md)")
     add("--image", nargs="+", action="extend", default=[], help="path, http(s) URL, data URI, or - for standard input")
-    add("--system-prompt", type=text, help="instead of the one the model was trained with")
-    add("--granularity", type=granularity, default="auto", help="visual tokens per crop, or auto: the router picks")
-    add("--max-visual-tokens", type=count, metavar="N", help="let the router pick within N visual tokens an image")
-    add("--max-pixels", type=count, default=64_000_000, metavar="N", help="refuse larger images (default: 64 million)")
+    add_looking_options(parser)
     add("--json", action="store_true", help="print one JSON object instead of the streamed text")
     add("--quiet", action="store_true", help="no summary on standard error")
-    group = parser.add_argument_group("decoding", "as in mlx-lm")
-    add = group.add_argument
-    add("--max-tokens", "-m", type=count, default=256, metavar="N", help="new tokens at most (default: %(default)s)")
-    add("--temp", "--temperature", type=number(float, 0), default=0.0, help="0 is greedy (default: %(default)s)")
-    add("--top-p", type=number(float, 0, 1, exclusive=True), default=1.0)
-    add("--top-k", type=number(int, 0), default=0)
-    add("--min-p", type=fraction, default=0.0)
-    add("--repetition-penalty", type=number(float, 0, exclusive=True), help="above 1 discourages repetition")
-    add("--repetition-context-size", type=count, default=20, metavar="N", help="tokens it looks back (default: 20)")
-    add("--seed", type=number(int, 0, 2**64 - 1), help="of the sampling")
-    add("--extra-eos-token", type=text, nargs="+", default=[], help="more tokens that end the answer")
-    add("--max-kv-size", type=number(int, 5), metavar="N", help="keep only the prompt's first and the last positions")
-    add("--kv-bits", type=int, choices=(2, 3, 4, 5, 6, 8), help="quantize the KV cache")
-    add("--kv-group-size", type=int, choices=(32, 64, 128), default=64)
-    add("--quantized-kv-start", type=number(int, 0), default=5000, metavar="N", help="position it begins at")
-    add("--prefill-step-size", type=count, default=2048, metavar="N", help="prompt positions processed at a time")
+    add("--output", type=Path, metavar="FILE", help="of --batch: JSON Lines; what it has already is not asked again")
+    add("--batch-size", type=number(int, 1), default=8, metavar="N", help="questions answered together (default: 8)")
+    add_decoding_options(parser)
     return parser
 
 
-def granularity(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is neither auto nor a number of visual tokens per crop") from None
-
-
 def generate(args: argparse.Namespace) -> None:
+    """One answer, or those of a whole file."""
+    if args.batch is None:
+        answer_one(args)
+    else:
+        from .batch import answer_file
+
+        answer_file(args)
+
+
+def answer_one(args: argparse.Namespace) -> None:
     """Load, stream the answer to stdout, summarize on stderr."""
-    prompt, images = _read_stdin(args.prompt, args.image)
+    group = _join_group(args)
+    prompt, images = _read_inputs(args)
     start = time.perf_counter()
-    import mlx.core as mx
-    from mlx_lm.sample_utils import make_logits_processors, make_sampler
+    from .. import stream_generate
+    from ..sharding import Agreed
 
-    from .. import load, stream_generate
-
-    model, tokenizer = load(args.model, args.revision, args.adapter_path)
+    model, tokenizer = open_model(args, group)
+    decoding = decoding_options(args)
+    decoding["sampler"] = Agreed(decoding["sampler"], group)
     load_seconds = time.perf_counter() - start
-    vocab_size = model.config.vocab_size
-    if args.top_k >= vocab_size:
-        raise InputError(f"--top-k is {args.top_k}, but this model has {vocab_size} tokens; give less, or 0 for all")
-    for token in args.extra_eos_token:
-        _add_eos_token(tokenizer, vocab_size, token)
-    if args.seed is not None:
-        mx.random.seed(args.seed)
     segments = stream_generate(
         model,
         tokenizer,
@@ -89,16 +72,7 @@ def generate(args: argparse.Namespace) -> None:
         max_visual_tokens=args.max_visual_tokens,
         system_prompt=args.system_prompt,
         max_pixels=args.max_pixels,
-        max_tokens=args.max_tokens,
-        max_kv_size=args.max_kv_size,
-        sampler=make_sampler(args.temp, args.top_p, args.min_p, top_k=args.top_k),
-        logits_processors=make_logits_processors(
-            repetition_penalty=args.repetition_penalty, repetition_context_size=args.repetition_context_size
-        ),
-        kv_bits=args.kv_bits,
-        kv_group_size=args.kv_group_size,
-        quantized_kv_start=args.quantized_kv_start,
-        prefill_step_size=args.prefill_step_size,
+        **decoding,
     )
     for segment in segments:
         if not args.json:
@@ -111,6 +85,29 @@ def generate(args: argparse.Namespace) -> None:
         print(summary(answer), file=sys.stderr)
 
 
+def _join_group(args: argparse.Namespace) -> "mx.distributed.Group":
+    """The processes that mlx.launch started: the first one speaks, the others tell of errors only."""
+    import mlx.core as mx
+
+    group = mx.distributed.init()
+    if group.size() > 1 and "-" in (args.prompt, *args.image):
+        raise InputError("mlx.launch does not say where standard input ends; give the text or a path instead of -")
+    if group.rank() > 0:
+        args.quiet = True
+        sys.stdout = io.StringIO()
+    return group
+
+
+def _read_inputs(args: argparse.Namespace) -> tuple[str, list]:
+    """The prompt and the images, so that what is wrong with them is said before the model is loaded."""
+    from ..image_io import read_image
+    from ..prompt import build_messages
+
+    prompt, images = _read_stdin(args.prompt, args.image)
+    build_messages(prompt, len(images), args.system_prompt)
+    return prompt, [read_image(image, args.max_pixels) for image in images]
+
+
 def _read_stdin(prompt: str, images: list[str]) -> tuple[str, list[str | bytes]]:
     if [prompt, *images].count("-") > 1:
         raise InputError("standard input can be read once; give - for the prompt or for one image")
@@ -120,12 +117,6 @@ def _read_stdin(prompt: str, images: list[str]) -> tuple[str, list[str | bytes]]
         except UnicodeDecodeError:
             raise InputError("the prompt on standard input is not UTF-8 text; save it as UTF-8") from None
     return prompt, [sys.stdin.buffer.read() if image == "-" else image for image in images]
-
-
-def _add_eos_token(tokenizer, vocab_size: int, token: str) -> None:
-    if token not in tokenizer.get_vocab() and not (token.isdecimal() and int(token) < vocab_size):
-        raise InputError(f"{token!r} is not a token of this model; --extra-eos-token takes tokens or their numbers")
-    tokenizer.add_eos_token(token)
 
 
 def report(answer: "Answer", load_seconds: float) -> dict[str, Any]:

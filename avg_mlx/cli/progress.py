@@ -24,6 +24,10 @@ class Bar:
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self._bar.write(text, file=sys.stderr)
+
     def step(self, record: dict[str, Any], steps: int) -> None:
         """Show a training step's record."""
         self._bar.set_postfix(

@@ -1,0 +1,190 @@
+"""`avg-mlx chat`: a conversation in the terminal."""
+
+import argparse
+import contextlib
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import AvgMlxError, InputError
+from ..files import write_json
+from . import Parser, one_line, run
+from .answering import add_decoding_options, add_looking_options, add_model_options, decoding_options, open_model
+
+if TYPE_CHECKING:
+    from ..chat import ChatSession
+    from ..generation import Answer
+    from ..image import Crops
+
+HELP = """\
+/image PATH         look at an image with the next question
+/granularity N      visual tokens per crop from now on; auto: the router picks
+/clear              forget the conversation and its images
+/save FILE          write the conversation to a new JSON file
+/help               this list
+/exit               leave, as Ctrl-D does; Ctrl-C stops an answer"""
+
+
+def main(arguments: list[str] | None = None, prog: str = "avg-mlx chat") -> int:
+    return run(build_parser(prog), chat, arguments)
+
+
+def build_parser(prog: str) -> Parser:
+    parser = Parser(prog=prog, description="Talk with AVG-LLaVA about images; /help lists what else it hears.")
+    add_model_options(parser)
+    parser.add_argument("--image", nargs="+", action="extend", default=[], help="path, URL or data URI to begin with")
+    add_looking_options(parser)
+    parser.add_argument("--quiet", action="store_true", help="nothing but answers and errors")
+    add_decoding_options(parser)
+    return parser
+
+
+def chat(args: argparse.Namespace) -> None:
+    """Load, then answer line by line."""
+    from ..chat import ChatSession
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # lines can be edited then
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    model, tokenizer = open_model(args)
+    session = ChatSession(model, tokenizer, system_prompt=args.system_prompt, max_pixels=args.max_pixels)
+    terminal = Terminal(session, args)
+    for image in args.image:
+        terminal.image(image)
+    terminal.run()
+
+
+class Terminal:
+    """Hears questions and commands. Answers go to standard output, everything else to standard error."""
+
+    def __init__(self, session: "ChatSession", args: argparse.Namespace):
+        self.session, self.quiet = session, args.quiet
+        self.granularity, self.max_visual_tokens = args.granularity, args.max_visual_tokens
+        self.decoding: dict[str, Any] = decoding_options(args)
+        self.names: list[str] = []  # of the conversation's images
+        self.next_images: list[Crops] = []  # of the next question
+        self.next_names: list[str] = []
+        self.commands = {
+            "/image": self.image,
+            "/granularity": self.set_granularity,
+            "/clear": self.clear,
+            "/save": self.save,
+            "/help": lambda _: print(HELP, file=sys.stderr),
+        }
+
+    def run(self) -> None:
+        """Until /exit or the end of the input."""
+        interactive = sys.stdin.isatty()
+        if interactive:
+            self.note("Ask away; /help lists the commands.")
+        while True:
+            try:
+                line = input("> " if interactive else "").strip()
+            except EOFError:
+                return
+            if line == "/exit":
+                return
+            try:
+                self.hear(line)
+            except (AvgMlxError, OSError) as error:
+                print(one_line(error), file=sys.stderr)
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            print(text, file=sys.stderr)
+
+    def hear(self, line: str) -> None:
+        """A question, a command, or nothing."""
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            raise InputError("this is not UTF-8 text") from None
+        if line.startswith("/"):
+            name, _, rest = line.partition(" ")
+            if name not in self.commands:
+                raise InputError(f"there is no command {name}; /help lists them")
+            self.commands[name](rest.strip())
+        elif line:
+            self.ask(line)
+
+    def ask(self, question: str) -> None:
+        """Stream the answer; Ctrl-C ends it, and the question is as if it had not been asked."""
+        segments = self.session.ask(
+            question,
+            self.next_images,
+            granularity=self.granularity,
+            max_visual_tokens=self.max_visual_tokens,
+            **self.decoding,
+        )
+        turns = len(self.session.messages)
+        try:
+            for segment in segments:
+                print(segment.text, end="", flush=True)
+        except KeyboardInterrupt as stop:
+            if type(stop) is not KeyboardInterrupt:  # SIGTERM
+                raise
+            print(flush=True)
+            self.note("[stopped: the question counts as not asked]")
+            return
+        print(flush=True)
+        assert segment.answer is not None
+        self.note(routing_line(segment.answer))
+        if len(self.session.messages) > turns:
+            self.names += self.next_names
+            self.next_images, self.next_names = [], []
+
+    def image(self, path: str) -> None:
+        from ..image import make_crops
+        from ..image_io import read_image
+
+        if not path:
+            raise InputError("which image? /image PATH")
+        path = _unescaped(path)
+        crops = make_crops(read_image(path, self.session.max_pixels), self.session.model.config)
+        self.next_images.append(crops)
+        self.next_names.append(path)
+        height, width = crops.image_size
+        self.note(f"[{path}: {width}×{height}, {len(crops)} crops; ask about it]")
+
+    def set_granularity(self, given: str) -> None:
+        from ..view import check_looking
+
+        granularity = int(given) if given.isdecimal() else given
+        check_looking(self.session.model.config, False, granularity, self.max_visual_tokens)
+        self.granularity = granularity
+
+    def clear(self, _: str) -> None:
+        self.session.clear()
+        self.names, self.next_images, self.next_names = [], [], []
+
+    def save(self, name: str) -> None:
+        """What `generate` takes: messages with a placeholder for every image, and the images."""
+        file = Path(name).expanduser()
+        if not name or file.exists():
+            raise InputError(f"{name} exists already; choose another name" if name else "where to? /save FILE")
+        system = self.session.system_prompt
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        partial = file.with_name(f".partial-{file.name}")
+        write_json(partial, {"messages": messages + self.session.messages, "images": self.names})
+        partial.replace(file)
+
+
+def _unescaped(path: str) -> str:
+    """A path as it stands, or else as a shell reads it: terminals quote what is dropped on them."""
+    with contextlib.suppress(ValueError, OSError):
+        words = shlex.split(path)
+        if len(words) == 1 and not Path(path).expanduser().exists():
+            return words[0]
+    return path
+
+
+def routing_line(answer: "Answer") -> str:
+    """How closely each image was looked at, what was reused, and how long it took to begin."""
+    parts = [
+        f"granularity {view.granularity} ({view.source}): {view.visual_tokens} of {view.visual_tokens_finest} tokens"
+        for view in answer.views
+    ]
+    parts.append(f"{answer.counters.reused} of {answer.prompt_tokens} positions reused")
+    parts.append(f"first token after {answer.timings.time_to_first_token:.2f} s")
+    return f"[{'; '.join(parts)}]"

@@ -1,0 +1,205 @@
+"""`avg-mlx chat`, its standard input a pipe."""
+
+import io
+import json
+import sys
+
+import pytest
+from conftest import IMAGES, RECORDS, write_samples
+
+from avg_mlx import generate
+from avg_mlx.chat import ChatSession
+from avg_mlx.cli.chat import main
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of noise images."""
+    return write_samples(tmp_path_factory.mktemp("photos"), RECORDS).parent
+
+
+@pytest.fixture
+def chat(tiny_folder, photos, monkeypatch, capfd):
+    """`chat(lines, *options)` types the lines in a folder of images: exit status, stdout, stderr's lines."""
+    monkeypatch.chdir(photos)
+
+    def run(lines: str | bytes, *options) -> tuple[int, str, list[str]]:
+        typed = lines if isinstance(lines, bytes) else lines.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
+        status = main(["--model", str(tiny_folder), "-m", "3", *map(str, options)])
+        out, err = capfd.readouterr()
+        return status, out, err.splitlines()
+
+    return run
+
+
+def expected(tiny, messages, images, **options) -> str:
+    return generate(*tiny, messages, images, max_tokens=3, **options).text
+
+
+def test_answers_come_on_stdout_and_a_routing_line_after_each_on_stderr(chat, tiny, photos):
+    first = generate(*tiny, "What is it?", photos / "wide.png", max_tokens=3)
+    conversation = [
+        {"role": "user", "content": "<image>\nWhat is it?"},
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": "Where?"},
+    ]
+    second = generate(*tiny, conversation, photos / "wide.png", max_tokens=3)
+    status, out, err = chat("/image wide.png\nWhat is it?\n\nWhere?\n")
+    assert (status, out) == (0, f"{first.text}\n{second.text}\n")
+    seen, *routing = err
+    width, height = IMAGES["wide.png"]
+    assert seen == f"[wide.png: {width}×{height}, 3 crops; ask about it]"
+    for line, answer, reused in zip(routing, (first, second), (0, None), strict=True):
+        [view] = answer.views
+        assert line.startswith(
+            f"[granularity {view.granularity} (router): {view.visual_tokens} of {view.visual_tokens_finest} tokens; "
+        )
+        assert reused is None or f"; {reused} of {answer.prompt_tokens} positions reused; first token after" in line
+
+
+def test_an_image_may_be_given_to_begin_with(chat, tiny, photos):
+    images = [photos / "wide.png", photos / "tall.png"]
+    status, out, err = chat("Which?", "--image", *images, "--quiet")
+    assert (status, out, err) == (0, expected(tiny, "Which?", images) + "\n", [])
+
+
+def test_the_options_of_generate_are_heard(chat, tiny, photos):
+    options = ("--system-prompt", "Be brief.", "--granularity", 4, "-m", 2, "--quiet")
+    _, out, _ = chat("Why?", "--image", "wide.png", *options)
+    answer = generate(*tiny, "Why?", photos / "wide.png", system_prompt="Be brief.", granularity=4, max_tokens=2)
+    assert out == answer.text + "\n"
+
+
+def test_granularity_is_forced_from_then_on(chat, tiny, photos):
+    status, out, err = chat("/image wide.png\n/granularity 8\nWhy?\n/clear\n/image wide.png\n/granularity auto\nWhy?\n")
+    texts = [expected(tiny, "Why?", photos / "wide.png", granularity=g) for g in (8, "auto")]
+    assert (status, out) == (0, "".join(f"{text}\n" for text in texts))
+    forced, routed = (line for line in err if "positions" in line)
+    assert forced.startswith("[granularity 8 (forced): ")
+    assert " (router): " in routed
+
+
+def test_clear_forgets_text_and_images(chat, tiny):
+    _, out, _ = chat("/image wide.png\nWhat is it?\n/image tall.png\n/clear\nWhy?\n", "--quiet")
+    assert out.endswith("\n" + expected(tiny, "Why?", None) + "\n")
+
+
+@pytest.mark.parametrize("typed", ["my photo.png", r"my\ photo.png", "'my photo.png'", '"my photo.png"'])
+def test_a_path_may_have_spaces_however_the_terminal_writes_them(chat, photos, typed):
+    (photos / "my photo.png").write_bytes((photos / "wide.png").read_bytes())
+    assert chat(f"/image {typed}")[2] == ["[my photo.png: 100×50, 3 crops; ask about it]"]
+
+
+def test_a_conversation_is_saved_as_generate_takes_it(chat, tiny, photos, tmp_path):
+    file = tmp_path / "saved.json"
+    _, out, err = chat(
+        f"/image wide.png\nWhat is it?\n/image tall.png\nAnd this?\n/save {file}\n/image absent.png\nSo?\n",
+        *("--system-prompt", "Be brief.", "--quiet"),
+    )
+    saved = json.loads(file.read_text())
+    assert saved["images"] == ["wide.png", "tall.png"]
+    assert [m["role"] for m in saved["messages"]] == ["system", *["user", "assistant"] * 2]
+    messages = [*saved["messages"], {"role": "user", "content": "So?"}]
+    assert out.endswith(expected(tiny, messages, saved["images"]) + "\n")
+    assert len(err) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["saved.json"]
+
+
+def test_an_existing_file_is_not_overwritten(chat, tmp_path):
+    file = tmp_path / "saved.json"
+    file.write_text("mine")
+    _, _, err = chat(f"Why?\n/save {file}\n/save\n/save {tmp_path}/nowhere/saved.json\n", "--quiet")
+    exists, missing, unwritable = err
+    assert exists == f"{file} exists already; choose another name"
+    assert missing == "where to? /save FILE"
+    assert "No such file or directory" in unwritable
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("/imagine", "there is no command /imagine; /help lists them"),
+        ("/", "there is no command /; /help lists them"),
+        ("/image", "which image? /image PATH"),
+        ("/image absent.png", "no image at absent.png; give a path, an http(s) URL, a data URI or -"),
+        ("/image data.json", "data.json is not an image that Pillow can read; give a PNG, JPEG, WebP, …"),
+        ("/granularity", "granularity is '', but this model has auto and 1, 2, 4, 8, 16"),
+        ("/granularity 5", "granularity is 5, but this model has auto and 1, 2, 4, 8, 16"),
+        ("/granularity fine", "granularity is 'fine', but this model has auto and 1, 2, 4, 8, 16"),
+        ("<image>?", "the prompt has 1 <image> but 0 images came with it; write one <image> for each image, or none"),
+        (b"\xff", "this is not UTF-8 text"),
+        ("Why? " * 300, "but the model has 512"),
+    ],
+    ids=str,
+)
+def test_a_wrong_line_gets_one_line_and_the_chat_goes_on(chat, tiny, command, line):
+    typed = command if isinstance(command, bytes) else command.encode()
+    status, out, err = chat(typed + b"\nWhy?\n", "--quiet")
+    assert (status, out) == (0, expected(tiny, "Why?", None) + "\n")
+    [said] = err
+    assert line in said
+
+
+def test_help_lists_every_command(chat):
+    status, out, err = chat("/help\n")
+    assert (status, out) == (0, "")
+    listed = [line.split()[0] for line in err]
+    assert listed == ["/image", "/granularity", "/clear", "/save", "/help", "/exit"]
+
+
+def test_exit_leaves(chat):
+    assert chat("/exit\nWhy?\n") == (0, "", [])
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """`stopped(error)`: the first answer is stopped by it after its first token."""
+
+    def patch(error: BaseException) -> None:
+        ask, calls = ChatSession.ask, []
+
+        def once(self, *args, **kwargs):
+            calls.append(args)
+            for segment in ask(self, *args, **kwargs):
+                yield segment
+                if len(calls) == 1:
+                    raise error
+
+        monkeypatch.setattr(ChatSession, "ask", once)
+
+    return patch
+
+
+def test_ctrl_c_stops_an_answer_and_its_question_counts_as_not_asked(chat, tiny, photos, stopped):
+    stopped(KeyboardInterrupt())
+    status, out, err = chat("/image wide.png\nWhat is it?\nWhy?\n")
+    first, second = out.splitlines()
+    assert (status, second) == (0, expected(tiny, "Why?", photos / "wide.png"))
+    assert second != first
+    assert err[1] == "[stopped: the question counts as not asked]"
+
+
+def test_ctrl_c_at_the_prompt_leaves(chat, monkeypatch):
+    def press(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", press)
+    assert chat("") == (130, "", ["", "avg-mlx chat: interrupted"])
+
+
+def test_sigterm_ends_the_chat_and_not_only_the_answer(chat, stopped):
+    from avg_mlx.cli import _Terminated
+
+    stopped(_Terminated())
+    status, _, err = chat("Why?\nWhy?\n")
+    assert (status, err[-1]) == (143, "avg-mlx chat: interrupted")
+
+
+def test_what_generate_refuses_is_refused(refused, tiny_folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    line = refused(main, "--model", tiny_folder, "--extra-eos-token", "nonsense")
+    assert line.startswith("avg-mlx chat: 'nonsense' is not a token of this model")
+    assert "no folder nowhere" in refused(main, "--model", "nowhere")
+    assert "no image at absent.png" in refused(main, "--model", tiny_folder, "--image", "absent.png")
