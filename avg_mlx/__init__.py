@@ -15,9 +15,13 @@ from .errors import AvgMlxError, InputError
 from .version import VERSION
 
 if TYPE_CHECKING:
+    from .batch import Request, generate_batch, stream_batch
+    from .chat import ChatSession
     from .checkpoint import load
     from .conversion import convert
-    from .generation import Answer, Segment, Timings, generate, route, stream_generate
+    from .evaluation.questions import Question, read_questions
+    from .evaluation.run import Evaluation, evaluate
+    from .generation import Answer, Counters, Segment, Timings, generate, route, stream_generate
     from .quantization import Quantization
     from .view import Routing, View
 
@@ -26,23 +30,36 @@ __version__ = VERSION
 __all__ = [
     "Answer",
     "AvgMlxError",
+    "ChatSession",
+    "Counters",
+    "Evaluation",
     "InputError",
     "Quantization",
+    "Question",
+    "Request",
     "Routing",
     "Segment",
     "Timings",
     "View",
     "convert",
+    "evaluate",
     "generate",
+    "generate_batch",
     "load",
+    "read_questions",
     "route",
+    "stream_batch",
     "stream_generate",
 ]
 
 _HOMES = {
+    "batch": ("Request", "generate_batch", "stream_batch"),
+    "chat": ("ChatSession",),
     "checkpoint": ("load",),
     "conversion": ("convert",),
-    "generation": ("Answer", "Segment", "Timings", "generate", "route", "stream_generate"),
+    "evaluation.questions": ("Question", "read_questions"),
+    "evaluation.run": ("Evaluation", "evaluate"),
+    "generation": ("Answer", "Counters", "Segment", "Timings", "generate", "route", "stream_generate"),
     "quantization": ("Quantization",),
     "view": ("Routing", "View"),
 }

@@ -6,8 +6,11 @@ import sys
 VERBS = {
     "convert": "PyTorch checkpoint → MLX folder",
     "generate": "image + question → streamed answer",
+    "chat": "a conversation about images",
     "train": "fine-tune the language model, the router, or both",
     "feedback": "how well each granularity does on each sample",
+    "evaluate": "accuracy, visual tokens and time of each way to choose",
+    "bench": "where an answer's time and memory go at each granularity",
     "fuse": "adapters and router → into the model",
     "export": "MLX folder → PyTorch checkpoint",
 }

@@ -147,14 +147,16 @@ REQUIRED: dict[str, Any] = {
     "image_aspect_ratio": str,
 }
 OPTIONAL: dict[str, Any] = {
-    **dict.fromkeys(("num_key_value_heads", "head_dim", "tokenizer_model_max_length", "filtered_text_num"), int),
+    **dict.fromkeys(("num_key_value_heads", "head_dim", "tokenizer_model_max_length"), int),
     **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings", "router_select"), bool),
     **dict.fromkeys(("rope_scaling", "quantization", "vision_config"), dict),
+    "filtered_text_num": range,  # 0: the router sees the image only
     "rope_theta": float,
     "mm_projector_type": str,
 }
 IN_WORDS: dict[Any, str] = {
     int: "a whole number above 0",
+    range: "a whole number from 0",
     float: "a number",
     bool: "true or false",
     str: "a text",
@@ -178,8 +180,8 @@ def _check(keys: Mapping[str, Any], where: str, types: Mapping[str, Any], requir
 
 
 def _is(kind: Any, value: Any) -> bool:
-    if kind is int:
-        return type(value) is int and value > 0
+    if kind in (int, range):
+        return type(value) is int and value >= (kind is int)
     if kind is float:
         return type(value) in (int, float)
     if kind == tuple[float, ...]:

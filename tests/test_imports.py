@@ -1,6 +1,7 @@
 """Imports point strictly downwards, as docs/architecture.md draws them."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,20 +14,23 @@ from avg_mlx.__main__ import VERBS
 
 PACKAGE = ROOT / "avg_mlx"
 
-# Bottom to top; what stands in one line does not import each other. `training` and `cli` are packages.
+# Bottom to top; what stands in one line does not import each other. Some are packages.
 LAYERS = (
-    {"errors", "version"},
+    {"demo", "errors", "version"},
     {"files", "geometry"},
     {"config"},
+    {"cost"},
     {"image", "image_io", "prompt", "vision", "scaler", "router", "packing"},
     {"tokenizer"},  # beside those, but for the conversation template that it writes down
     {"model", "model_card", "pytorch"},
-    {"adapters", "quantization", "view", "writing"},
+    {"caches"},
+    {"adapters", "quantization", "sharding", "view", "writing"},
     {"checkpoint", "generation"},
-    {"source", "fusing"},
+    {"batch", "chat", "source", "fusing"},
     {"conversion"},
     {"exporting"},
-    {"training"},
+    {"training", "bench"},
+    {"evaluation"},
     {"cli"},
     {"__init__", "__main__"},
 )
@@ -112,7 +116,7 @@ def test_stages_do_not_know_each_other(unit):
     assert imported_units(unit) & SIBLINGS == ({"prompt"} if unit == "tokenizer" else set())
 
 
-@pytest.mark.parametrize("name", ["errors", "files", "version", "geometry", "config", "__main__", "__init__"])
+@pytest.mark.parametrize("name", ["errors", "files", "version", "geometry", "config", "cost", "__main__", "__init__"])
 def test_geometry_and_config_need_nothing_else(name):
     """Neither MLX nor anything else from outside."""
     assert loaded_with(PACKAGE / f"{name}.py") == set()
@@ -122,6 +126,15 @@ def test_geometry_and_config_need_nothing_else(name):
 def test_help_waits_for_nothing(verb):
     """What a verb needs for its work is imported when it works."""
     assert loaded_with(PACKAGE / "cli" / f"{verb}.py") == set()
+
+
+@pytest.mark.parametrize("command", [["-c", "import avg_mlx"], ["-m", "avg_mlx"], ["-m", "avg_mlx", "generate", "-h"]])
+def test_nothing_from_outside_is_loaded_without_need(command):
+    """Seen from outside: what the tests above read in the files."""
+    done = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "avg_mlx" in loaded
+    assert not loaded & {"mlx", "mlx_lm", "numpy", "PIL", "transformers", "huggingface_hub"}
 
 
 def test_inside_the_package_imports_are_relative():

@@ -6,15 +6,18 @@ import shlex
 import pytest
 from conftest import PHOTO, ROOT
 
-from avg_mlx.cli import convert, export, feedback, fuse, generate, train
+from avg_mlx.cli import bench, chat, convert, evaluate, export, feedback, fuse, generate, train
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {
     "convert": convert.build_parser,
+    "chat": chat.build_parser,
     "generate": generate.build_parser,
     "feedback": feedback.build_parser,
+    "evaluate": evaluate.build_parser,
     "fuse": fuse.build_parser,
     "export": export.build_parser,
+    "bench": bench.build_parser,
     "train instruct": train.instruct_parser,
     "train router": train.router_parser,
     "train rglf": train.rglf_parser,
