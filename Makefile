@@ -2,13 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-DEMO := build/demo_model
 
 .PHONY: demo test test-slow lint types clean
 
-demo: $(DEMO)/config.json
-	@echo "The weights of this tiny model are random: what it says means nothing, how it says it is the real thing."
-	$(BIN)/python generate.py --model $(DEMO) --image tests/photos/chelsea.jpg --prompt "What is the cat doing?" -m 24
+demo: $(VENV)/installed
+	$(BIN)/python generate.py --image examples/sign.png --prompt "what shape is in the image?"
+	$(BIN)/python generate.py --image examples/sign.png --prompt "what is written?"
 
 test: $(VENV)/installed
 	$(BIN)/pytest -n 2 --dist loadfile
@@ -25,10 +24,6 @@ types: $(VENV)/installed
 
 clean:
 	rm -rf build $(VENV)
-
-$(DEMO)/config.json: $(VENV)/installed
-	rm -rf $(DEMO)
-	$(BIN)/python convert.py --hf-path tests/golden/checkpoint --mlx-path $(DEMO)
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'

@@ -62,6 +62,7 @@ class RouterTask:
     rank_weight: float
     choice_weight: float
     cache: FeatureCache
+    token_cost: float = 0.0  # what looking at all of the finest granularity's tokens adds to a loss
 
     def micro_losses(self, samples: Sequence[int], batch: Sequence[int], step: int) -> Iterable[MicroLoss]:
         for start in range(0, len(samples), self.micro_batch):
@@ -79,10 +80,16 @@ class RouterTask:
     def _loss(self, samples: Sequence[Sample], rows: Sequence[Feedback], count: int) -> MicroLoss:
         seen = [(self.cache.features(s), instruction_embeddings(self.model, s)) for s in samples]
         seen = [(f.astype(mx.float32), text.astype(mx.float32)) for f, text in seen]
-        losses = mx.array(np.array([row.losses for row in rows], np.float32))
+        losses = mx.array(np.array([row.losses for row in rows], np.float32) + self.token_cost * self._shares(samples))
 
         def loss() -> mx.array:
             logits = mx.stack([self.model.route(features, text) for features, text in seen])
             return rglf_loss(logits, losses, self.margin, self.rank_weight, self.choice_weight).sum() / count
 
         return loss
+
+    def _shares(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Visual tokens of each sample at each granularity, as shares of the most: (samples, granularities)."""
+        config = self.model.config
+        counts = [[config.visual_tokens(g, sample.image_sizes[0]) for g in config.granularities] for sample in samples]
+        return np.array(counts, np.float32) / np.max(counts, axis=1, keepdims=True)

@@ -125,6 +125,7 @@ class RouterOptions(TrainOptions):
     margin: float = 1.0
     rank_loss_weight: float = 1.0
     ce_loss_weight: float = 0.1
+    token_cost: float = 0.0
 
 
 def train_instruct(options: InstructOptions, report: Report = _no_report) -> None:
@@ -202,6 +203,7 @@ def train_router(
         options.rank_loss_weight,
         options.ce_loss_weight,
         cache,
+        options.token_cost,
     )
     crops = [sum(math.prod(model.config.crop_grid(size)) for size in sample.image_sizes) for sample in learned]
     _train(model, task, crops, options, run, report)

@@ -1,0 +1,123 @@
+"""The demo model before training: its sizes, its tokenizer, and random weights.
+
+python examples/demo/start.py build/demo/start
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_map_with_path
+from questions import SEED, vocabulary
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from avg_mlx.config import Config
+from avg_mlx.model import Model, tensors_of
+
+CROP = 66  # pixels: a picture of 64 fits into one crop
+CONFIG = {
+    "model_type": "llava_llama",
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "image_aspect_ratio": "anyres",
+    "image_grid_pinpoints": [[CROP, CROP], [CROP, 2 * CROP], [2 * CROP, CROP], [2 * CROP, 2 * CROP]],
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_vision_select_layer": -1,
+    "mm_vision_select_feature": "patch",
+    "vis_token_granularity": [1, 4, 9, 18, 36],
+    "filtered_text_num": 16,
+    "router_select": False,
+    "torch_dtype": "float32",
+    "vision_config": {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": CROP,
+        "patch_size": 11,
+        "hidden_act": "quick_gelu",
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.3, 0.3, 0.3],
+    },
+}
+
+# As vicuna_v1, without its system sentence, which a small model has no use for.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] }} "
+    "{% elif message['role'] == 'user' %}USER: {{ message['content'] }} "
+    "{% else %}ASSISTANT: {{ message['content'] }}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def write_tokenizer(folder: Path, words: list[str]) -> int:
+    """A tokenizer of `words`, each with its leading space and without, and of bytes for all else; returns its size."""
+    specials = ["<pad>", "<s>", "</s>"]
+    pieces = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    pieces += [piece for word in words for piece in (word, f"Ġ{word}") if piece not in pieces]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r" ?\p{L}+| ?[^\s\p{L}]|\s"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in specials])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": CONFIG["max_position_embeddings"],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    return len(pieces)
+
+
+def write_model(folder: Path) -> None:
+    """A folder as `convert` makes them, with random weights and no router yet."""
+    config = {**CONFIG, "vocab_size": write_tokenizer(folder, vocabulary())}
+    mx.random.seed(SEED)
+    model = Model(Config.from_dict(config))
+    model.update(tree_map_with_path(initial, model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors_of(model), metadata={"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def initial(name: str, array: mx.array) -> mx.array:
+    """Normal weights of variance 1 / inputs, less where they feed a residual stream; norms and biases as they are."""
+    if name.endswith(("embedding", "embed_tokens.weight", "image_newline")):
+        places = name.startswith("vision_tower")  # beside patches, whose embeddings are of that size
+        return mx.random.normal(array.shape) * (0.5 if places else array.shape[-1] ** -0.5)
+    if array.ndim < 2 or "norm" in name:
+        return array
+    layers = (CONFIG["vision_config"] if name.startswith("vision_tower") else CONFIG)["num_hidden_layers"]
+    feeds = name.endswith(("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight"))
+    return mx.random.normal(array.shape) / math.sqrt(array[0].size * (2 * layers if feeds else 1))
+
+
+if __name__ == "__main__":
+    write_model(Path(sys.argv[1]))

@@ -1,0 +1,92 @@
+"""The model that comes with the package, and what docs/demo.md says of it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from avg_mlx import evaluate, generate, load, read_questions
+from avg_mlx.demo import demo_model
+
+SAMPLE = ROOT / "tests" / "demo"
+PICTURE = ROOT / "examples" / "sign.png"
+SHAPE, TEXT = "what shape is in the image?", "what is written?"
+ONE_QUESTION = 1 / 81  # of the sample: as much as another device's rounding may move
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load(demo_model())
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return read_questions(SAMPLE / "questions.jsonl")[0]
+
+
+@pytest.fixture(scope="module")
+def evaluated(demo, sample, tmp_path_factory):
+    """(summary, the answers' lines) of the reduced evaluation."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    summary = evaluate(*demo, sample, folder).summary
+    return summary, [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def test_it_is_small_and_whole(demo):
+    files = sorted(file.name for file in demo_model().iterdir())
+    assert files == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert sum(file.stat().st_size for file in demo_model().iterdir()) <= 10e6
+    config = demo[0].config
+    assert config.has_router
+    assert config.image_aspect_ratio == "anyres"
+    assert len(config.granularities) == 5
+
+
+def test_without_a_model_it_answers_and_says_so(tmp_path):
+    command = [sys.executable, ROOT / "generate.py", "--image", PICTURE, "--prompt", SHAPE]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "triangle")
+    line, *summary = done.stderr.splitlines()
+    assert "demo model" in line
+    assert "avg-mlx convert --hf-path zhibinlan/AVG-LLaVA" in line
+    assert summary[0] == "=" * 10
+    quiet = subprocess.run([*command, "--quiet"], capture_output=True, text=True, cwd=tmp_path)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, done.stdout, "")
+
+
+def test_the_question_decides_how_closely_it_looks(demo):
+    shape, text = (generate(*demo, question, PICTURE) for question in (SHAPE, TEXT))
+    assert (shape.text.strip(), text.text.strip()) == ("triangle", "408")
+    assert shape.views[0].granularity < text.views[0].granularity
+
+
+def test_the_reduced_table_is_made_again(evaluated):
+    summary, _ = evaluated
+    kept = json.loads((SAMPLE / "summary.json").read_text())
+    assert summary["questions"] == kept["questions"] == 81
+    assert summary["modes"].keys() == kept["modes"].keys()
+    for mode, one in summary["modes"].items():
+        assert one["accuracy"] == pytest.approx(kept["modes"][mode]["accuracy"], abs=ONE_QUESTION + 1e-9), mode
+        if mode.isdecimal():
+            assert one["visual_tokens"] == kept["modes"][mode]["visual_tokens"]
+
+
+def test_the_metric_is_what_it_says(demo, sample, evaluated):
+    """Counted by hand: the answers here are single words, which equal or do not."""
+    right = 0
+    for question in sample:
+        answer = generate(*demo, question.question, question.file)
+        right += answer.text.strip().lower() == question.answers[0].lower()
+    assert evaluated[0]["modes"]["adaptive"]["correct"] == right
+    assert 0 < right < len(sample) + 1
+
+
+def test_the_router_saves_most_tokens_on_shapes(evaluated):
+    taken = {"easy_vqa": [], "text": []}
+    for line in evaluated[1]:
+        kind = "text" if line["category"] == "text" else "easy_vqa"
+        taken[kind].append(line["chosen"]["adaptive"])
+    mean = {kind: sum(chosen) / len(chosen) for kind, chosen in taken.items()}
+    assert mean["easy_vqa"] < mean["text"]
