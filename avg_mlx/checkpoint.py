@@ -98,10 +98,10 @@ class TypedEmbedding(nn.QuantizedEmbedding):
 
     def __init__(self, embedding: nn.QuantizedEmbedding, norm: nn.Module):
         super().__init__(embedding.num_embeddings, embedding.dims, embedding.group_size, embedding.bits, embedding.mode)
-        self._norm = norm
+        self.dtype = lambda: norm.weight.dtype  # a function, so that the norm is no part of this module
 
     def __call__(self, x: mx.array) -> mx.array:
-        return super().__call__(x).astype(self._norm.weight.dtype)
+        return super().__call__(x).astype(self.dtype())
 
 
 def shapes_of(model: nn.Module) -> dict[str, Shape]:

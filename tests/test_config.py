@@ -80,6 +80,7 @@ def test_granularities_keep_the_configs_order(notation, order):
         ({"filtered_text_num": ABSENT}, "filtered_text_num", 32),
         ({"filtered_text_num": 8}, "filtered_text_num", 8),
         ({"filtered_text_num": 8}, "voter_size", 1124),
+        ({"filtered_text_num": 0}, "voter_size", 1116),
         ({"router_select": ABSENT}, "has_router", False),
         ({"router_select": False}, "has_router", False),
         ({"vis_token_granularity": ABSENT}, "granularities", (576,)),

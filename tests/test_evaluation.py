@@ -258,7 +258,10 @@ def test_summary_of_results_made_by_hand():
     assert (summary["questions"], summary["skipped"], summary["visual_tokens_finest"]) == (4, 0, 16)
     one = summary["modes"]["adaptive"]
     assert (one["correct"], one["accuracy"]) == (3, 0.75)
-    assert one["categories"] == {"a": {"questions": 2, "accuracy": 1.0}, "b": {"questions": 1, "accuracy": 0.0}}
+    assert one["categories"] == {
+        "a": {"questions": 2, "accuracy": 1.0, "shares": {"1": 0.5, "4": 0.5, "16": 0.0}},
+        "b": {"questions": 1, "accuracy": 0.0, "shares": {"1": 1.0, "4": 0.0, "16": 0.0}},
+    }
     assert one["visual_tokens"] == (1 + 1 + 4 + 16) / 4
     assert one["reduction"] == pytest.approx(1 - 22 / 64)
     assert one["time_to_first_token"] == pytest.approx(7 + 0.55)
@@ -346,6 +349,7 @@ def test_the_folder_has_table_summary_and_picture_of_the_same(whole):
     assert sorted(path.name for path in folder.iterdir()) == [
         "accuracy.png",
         "answers.jsonl",
+        "choices.png",
         "run.json",
         "summary.json",
         "table.md",
@@ -371,9 +375,25 @@ def test_the_picture_has_a_named_point_for_every_mode(monkeypatch, tmp_path):
     assert sorted(points) == sorted(expected.values())
 
 
+def test_the_routers_choices_are_bars_of_each_category(monkeypatch, tmp_path):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: (drawn.append(figure), file.touch()))
+    summary = summary_by_hand()
+    assert plot.plot_choices(summary, tmp_path / "choices.png") == tmp_path / "choices.png"
+    [axes] = drawn[0].axes
+    categories = summary["modes"]["adaptive"]["categories"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(categories)
+    for bars in axes.containers:
+        assert [bar.get_width() for bar in bars] == [one["shares"][bars.get_label()] for one in categories.values()]
+    assert plot.plot_choices({**summary, "modes": {}}, tmp_path / "none.png") is None
+
+
 def test_without_the_plotting_library_there_is_no_picture(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert plot.plot_accuracy(summary_by_hand(), tmp_path / "accuracy.png") is None
+    assert plot.plot_choices(summary_by_hand(), tmp_path / "choices.png") is None
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -105,6 +106,18 @@ def unpooled(x: mx.array) -> mx.array:
 
 def random(*shape: int) -> mx.array:
     return mx.array(np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32))
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_router_that_keeps_no_text_sees_the_image_only(config, count):
+    router = randomize(Router(replace(config, filtered_text_num=count)))
+    features, other = random(3, 16, D), random(2, 16, D)
+    logits, asked, looked = (
+        np.array(router(x, text, to_pyramid))
+        for x, text in ((features, random(7, D)), (features, random(9, D)), (other, random(7, D)))
+    )
+    assert np.array_equal(logits, asked) == (count == 0)
+    assert not np.array_equal(logits, looked)
 
 
 @pytest.mark.parametrize("crops", [1, 3, 5])

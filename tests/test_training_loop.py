@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from avg_mlx.adapters import AdapterConfig
 from avg_mlx.errors import AvgMlxError, InputError
+from avg_mlx.image import Crops
 from avg_mlx.training import instruct, loop, rglf
 from avg_mlx.training.data import read_samples
 from avg_mlx.training.feedback import collect_feedback, routable
@@ -237,7 +238,9 @@ def seen_granularities(data, tiny, monkeypatch):
     """`seen(samples, k, step, seed)` → granularities of a step's losses and those losses' sum, were all losses 1."""
     model, tokenizer = tiny
     samples = {sample.id: sample for sample in read_samples(data, None, tokenizer, model.config)}
-    monkeypatch.setattr(instruct, "load_crops", lambda model, sample: [])
+    side = model.config.vision.image_size
+    blank = Crops(np.zeros((1, side, side, 3), np.float32), (side, side), (0, 0))
+    monkeypatch.setattr(instruct, "load_crops", lambda model, sample: [blank] * len(sample.images))
 
     def run(names, k, step=1, seed=0):
         drawn = []

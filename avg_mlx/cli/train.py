@@ -117,9 +117,7 @@ def router_parser(prog: str) -> Parser:
     add("--margin", type=number(float, 0), help="of the ranking loss (1)")
     add("--rank-loss-weight", type=number(float, 0), help="(1)")
     add("--ce-loss-weight", type=number(float, 0), help="of the choice loss (0.1)")
-    add(
-        "--token-cost", type=number(float, 0), help="price of the finest visual tokens, not in the paper (0)"
-    )
+    add("--token-cost", type=number(float, 0), help="price of the finest visual tokens, not in the paper (0)")
     return parser
 
 

@@ -34,7 +34,7 @@ def plot_accuracy(summary: Mapping[str, Any], picture: Path) -> Path | None:
     axes.xaxis.set_major_locator(FixedLocator([tokens for tokens, _ in (fixed or points).values()]))
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     axes.margins(0.1, 0.15)
     axes.set(xlabel="visual tokens (mean)", ylabel="accuracy", title=f"{summary['questions']} questions")
     return _save(figure, picture)
