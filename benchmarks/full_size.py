@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 import numpy as np
 
+from avg_mlx.bench.presets import preset_keys
 from avg_mlx.checkpoint import shapes_of
 from avg_mlx.config import KNOWN_TOWERS, Config
 from avg_mlx.model import Model, tensors_of
@@ -35,36 +36,17 @@ SHARD_BYTES = 5_000_000_000
 BF16 = 2  # bytes
 BLOCK = 1 << 20  # weights that are made and written at a time
 
-# The released config.json.
-KEYS: dict[str, Any] = {
+# The released config.json: the pinpoints are written as a text there, and the tower's config is a file of its own.
+KEYS: dict[str, Any] = {key: value for key, value in preset_keys("7b").items() if key != "vision_config"} | {
     "architectures": ["LlavaLlamaForCausalLM"],
-    "model_type": "llava_llama",
     "torch_dtype": "bfloat16",
-    "bos_token_id": 1,
-    "eos_token_id": 2,
     "pad_token_id": 0,
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
     "rope_scaling": None,
     "tie_word_embeddings": False,
-    "max_position_embeddings": 4096,
     "tokenizer_model_max_length": 4096,
-    "mm_vision_tower": "openai/clip-vit-large-patch14-336",
-    "mm_hidden_size": 1024,
-    "mm_projector_type": "mlp2x_gelu",
-    "mm_vision_select_layer": -2,
     "mm_vision_select_feature": "patch",
-    "mm_patch_merge_type": "spatial_unpad",
-    "image_aspect_ratio": "anyres",
     "image_grid_pinpoints": "[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]",
-    "vis_token_granularity": [36, 72, 144, 288, 576],
-    "router_select": True,
     "unfreeze_mm_vision_tower": True,
 }
 

@@ -337,3 +337,14 @@ def make_adapters(model_folder: Path, folder: Path, kind: str) -> Path:
     moved = {name: array + 0.05 * mx.random.normal(array.shape) for name, array in trained_tensors(model).items()}
     save_adapters(folder, config, moved)
     return folder
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[int]:
+    """The crops of each pass through the vision tower, as they come."""
+    from avg_mlx.vision import VisionTower
+
+    seen: list[int] = []
+    tower = VisionTower.__call__
+    monkeypatch.setattr(VisionTower, "__call__", lambda self, pixels: seen.append(len(pixels)) or tower(self, pixels))
+    return seen

@@ -11,7 +11,6 @@ from mlx_lm.sample_utils import make_logits_processors
 from PIL import Image
 
 from avg_mlx import InputError, Request, generate, generate_batch, load, stream_batch
-from avg_mlx.vision import VisionTower
 
 WIDE, TALL, SQUARE = (
     Image.effect_mandelbrot(size, (-2, -1, 1, 1), 50).convert("RGB") for size in ((160, 40), (40, 90), (100, 100))
@@ -133,15 +132,6 @@ def test_nothing_and_bad_requests_alone(stopping):
     assert [str(error) for error in generate_batch(*stopping, [Request("")])] == ["the prompt is empty; ask something"]
     with pytest.raises(InputError, match="batch_size is 0"):
         generate_batch(*stopping, MIXED, batch_size=0)
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """The crops of each pass through the vision tower, as they come."""
-    seen = []
-    tower = VisionTower.__call__
-    monkeypatch.setattr(VisionTower, "__call__", lambda self, pixels: seen.append(len(pixels)) or tower(self, pixels))
-    return seen
 
 
 def test_images_are_seen_together_and_once(stopping, passes):

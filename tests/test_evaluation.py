@@ -361,11 +361,17 @@ def test_the_folder_has_table_summary_and_picture_of_the_same(whole):
         assert picture.format == "PNG"
 
 
-def test_the_picture_has_a_named_point_for_every_mode(monkeypatch, tmp_path):
+@pytest.fixture
+def drawn(monkeypatch) -> list:
+    """The figures that are saved."""
     from matplotlib.figure import Figure
 
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: (drawn.append(figure), file.touch()))
+    figures: list = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: (figures.append(figure), file.touch()))
+    return figures
+
+
+def test_the_picture_has_a_named_point_for_every_mode(drawn, tmp_path):
     summary = summary_by_hand()
     assert plot.plot_accuracy(summary, tmp_path / "accuracy.png") == tmp_path / "accuracy.png"
     [axes] = drawn[0].axes
@@ -375,11 +381,7 @@ def test_the_picture_has_a_named_point_for_every_mode(monkeypatch, tmp_path):
     assert sorted(points) == sorted(expected.values())
 
 
-def test_the_routers_choices_are_bars_of_each_category(monkeypatch, tmp_path):
-    from matplotlib.figure import Figure
-
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: (drawn.append(figure), file.touch()))
+def test_the_routers_choices_are_bars_of_each_category(drawn, tmp_path):
     summary = summary_by_hand()
     assert plot.plot_choices(summary, tmp_path / "choices.png") == tmp_path / "choices.png"
     [axes] = drawn[0].axes

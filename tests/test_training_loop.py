@@ -171,41 +171,38 @@ def test_instruct_accumulates_to_the_gradient_of_one_batch(micro_batch, data, ow
     assert_same_gradients(gradients(micro_batch), gradients(len(samples)))
 
 
-def test_router_accumulates_to_the_gradient_of_one_batch(router_data, own_tiny, tmp_path):
+@pytest.fixture
+def own_feedback(router_data, own_tiny, tmp_path):
+    """(model whose router is to be trained, without dropout, samples, their feedback)."""
     model, tokenizer = own_tiny
     samples = routable(read_samples(router_data, None, tokenizer, model.config))
     rows = collect_feedback(model, samples, tmp_path / "feedback.jsonl")
     rglf.prepare(model, fresh=False)
-    model.router.eval()  # dropout off
+    model.router.eval()
+    return model, samples, rows
+
+
+def router_step(model, samples, rows, size: int, *token_cost: float):
+    """(loss, gradients) of all samples, `size` at a time."""
+    task = rglf.RouterTask(model, samples, rows, [], [], size, 1.0, 1.0, 0.1, rglf.FeatureCache(model), *token_cost)
     everything = list(range(len(samples)))
-    cache = rglf.FeatureCache(model)
-
-    def gradients(size: int):
-        task = rglf.RouterTask(model, samples, rows, [], [], size, 1.0, 1.0, 0.1, cache)
-        return step_gradients(model, task.micro_losses(everything, everything, 1), mx.distributed.init())
-
-    assert_same_gradients(gradients(1), gradients(len(samples)))
+    return step_gradients(model, task.micro_losses(everything, everything, 1), mx.distributed.init())
 
 
-def test_the_token_cost_is_part_of_the_losses_that_are_ranked(router_data, own_tiny, tmp_path):
-    model, tokenizer = own_tiny
-    samples = routable(read_samples(router_data, None, tokenizer, model.config))
-    rows = collect_feedback(model, samples, tmp_path / "feedback.jsonl")
-    rglf.prepare(model, fresh=False)
-    model.router.eval()  # dropout off
+def test_router_accumulates_to_the_gradient_of_one_batch(own_feedback):
+    assert_same_gradients(router_step(*own_feedback, 1), router_step(*own_feedback, len(own_feedback[1])))
+
+
+def test_the_token_cost_is_part_of_the_losses_that_are_ranked(own_feedback):
+    model, samples, rows = own_feedback
     dearer = []
     for sample, row in zip(samples, rows, strict=True):
         tokens = [model.config.visual_tokens(g, sample.image_sizes[0]) for g in row.granularities]
         losses = [loss + 0.3 * count / max(tokens) for loss, count in zip(row.losses, tokens, strict=True)]
         dearer.append(replace(row, losses=losses))
-
-    def step(rows, cost: float):
-        task = rglf.RouterTask(model, samples, rows, [], [], 2, 1.0, 1.0, 0.1, rglf.FeatureCache(model), cost)
-        everything = list(range(len(samples)))
-        return step_gradients(model, task.micro_losses(everything, everything, 1), mx.distributed.init())
-
-    assert_same_gradients(step(rows, 0.3), step(dearer, 0.0))
-    assert step(rows, 0.3)[0].item() != pytest.approx(step(rows, 0.0)[0].item(), abs=1e-3)
+    costly, free = router_step(model, samples, rows, 2, 0.3), router_step(model, samples, rows, 2)
+    assert_same_gradients(costly, router_step(model, samples, dearer, 2))
+    assert costly[0].item() != pytest.approx(free[0].item(), abs=1e-3)
 
 
 def test_a_step_of_accumulated_batches_is_a_step_of_one_batch(instruct_options, tmp_path):

@@ -1,9 +1,10 @@
 """What each part of the router's training is worth: a Markdown table.
 
-    python examples/demo/ablations.py build/demo
+    python examples/demo/ablations.py build/demo evaluation
+    python examples/demo/ablations.py build/demo twofold
 
-The models differ in their routers alone, so the answers of the full one's evaluation serve all: what is new is which
-granularity each router takes.
+The models differ in their routers alone, so the answers of the full one's evaluation, which is named, serve all: what is
+new is which granularity each router takes.
 """
 
 import sys
@@ -28,8 +29,8 @@ ROUTERS = {
 }
 
 
-def main(build: Path) -> None:
-    results = read_results(build / "evaluation" / "answers.jsonl")
+def main(build: Path, evaluation: str) -> None:
+    results = read_results(build / evaluation / "answers.jsonl")
     fixed = [str(g) for g in results[0].granularities]
     tried = {mode: [result.attempt(mode) for result in results] for mode in ("adaptive", "random", *fixed)}
     best = max(fixed, key=lambda mode: accuracy(tried[mode]))
@@ -66,4 +67,4 @@ def choices_of(build: Path, results: list[Result]) -> list[list[Attempt]]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

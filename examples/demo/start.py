@@ -98,13 +98,15 @@ def write_tokenizer(folder: Path, words: list[str]) -> int:
 
 
 def write_model(folder: Path) -> None:
-    """A folder as `convert` makes them, with random weights and no router yet."""
-    config = {**CONFIG, "vocab_size": write_tokenizer(folder, vocabulary())}
+    """A folder as `convert` makes them, with random weights and no router yet; it appears when it is complete."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    config = {**CONFIG, "vocab_size": write_tokenizer(partial, vocabulary())}
     mx.random.seed(SEED)
     model = Model(Config.from_dict(config))
     model.update(tree_map_with_path(initial, model.parameters()))
-    mx.save_safetensors(str(folder / "model.safetensors"), tensors_of(model), metadata={"format": "mlx"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    mx.save_safetensors(str(partial / "model.safetensors"), tensors_of(model), metadata={"format": "mlx"})
+    (partial / "config.json").write_text(json.dumps(config, indent=2))
+    partial.rename(folder)
 
 
 def initial(name: str, array: mx.array) -> mx.array:

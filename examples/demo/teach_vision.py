@@ -152,9 +152,11 @@ def main(start: Path, output: Path) -> None:
         plan = Plan([1] * PICTURES, BATCH, SEED)
         train(model, VisionTask(model, Painter()), plan, settings, run, lambda record: bar.step(record, STEPS))
     if first:
-        shutil.copytree(start, output, dirs_exist_ok=True)
+        partial = output.with_name(f"{output.name}.partial")
+        shutil.copytree(start, partial, dirs_exist_ok=True)
         tensors = {name: array for name, array in tensors_of(model).items() if not name.startswith("patch_")}
-        mx.save_safetensors(str(output / "model.safetensors"), tensors, metadata={"format": "mlx"})
+        mx.save_safetensors(str(partial / "model.safetensors"), tensors, metadata={"format": "mlx"})
+        partial.rename(output)
 
 
 if __name__ == "__main__":
