@@ -144,6 +144,20 @@ def test_answers_and_tokens_are_those_of_generate_at_each_granularity(whole, gen
             assert result.visual_tokens_finest == answer.views[0].visual_tokens_finest
 
 
+def test_granularities_take_turns_at_being_first(ask, questions, monkeypatch):
+    """What wakes the language model up falls on all alike."""
+    orders = []
+    attempt = run.Answerer._attempt
+    monkeypatch.setattr(run.Answerer, "_attempt", lambda self, *args: orders.append(args[-1]) or attempt(self, *args))
+    ask(modes=[str(g) for g in GRANULARITIES])
+    rounds = [orders[n : n + len(GRANULARITIES)] for n in range(0, len(orders), len(GRANULARITIES))]
+    assert len(rounds) == len(questions) + 1  # one to warm up
+    assert len({order[0] for order in rounds}) > 1
+    for order in rounds:
+        first = GRANULARITIES.index(order[0])
+        assert order == GRANULARITIES[first:] + GRANULARITIES[:first]
+
+
 def test_an_answer_ends_where_the_model_ends_it(ask, questions, generated, tiny, monkeypatch):
     whole = generated[0][16]
     stop = whole.token_ids[2]

@@ -46,9 +46,10 @@ def main() -> None:
     python = environment()
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([python, HERE / "folders.py", args.random_weights, args.dtype, folder], check=True)
+        weights_gb = (Path(folder) / "ours" / "model.safetensors").stat().st_size / 1e9
         results = take_turns(python, folder, args.repeats, args.decode_tokens)
     about = f"{args.random_weights}, {args.dtype}, medians (least–most) of {args.repeats} after one to warm up."
-    text = f"{table(results)}\n\n{ratios(results)}\n\n{about}"
+    text = f"{table(results)}\n\n{ratios(results, weights_gb)}\n\n{about}"
     print(text)
     if args.output:
         args.output.write_text(text + "\n", encoding="utf-8")
@@ -130,15 +131,16 @@ def spread(runs: list[Result], what: str) -> str:
     return f"{statistics.median(values):.3g} ({min(values):.3g}–{max(values):.3g})"
 
 
-def ratios(results: dict[str, list[Result]]) -> str:
+def ratios(results: dict[str, list[Result]], weights_gb: float) -> str:
     """What the rows say of each other."""
-    rows = ["| mlx-vlm's, over avg-mlx's | time to first token | peak memory |", "|---|---|---|"]
+    columns = ["time to first token", "peak memory", f"what the weights' {weights_gb:.2f} GB leave of it"]
+    rows = [f"| mlx-vlm's, over avg-mlx's | {' | '.join(columns)} |", "|---|---|---|---|"]
     for ours in (OURS_FINEST, OURS_COARSEST):
-        time, memory = (
-            median(results[THEIRS], what) / median(results[ours], what)
-            for what in ("time_to_first_token", "peak_memory_gb")
+        time, memory, rest = (
+            (median(results[THEIRS], what) - less) / (median(results[ours], what) - less)
+            for what, less in (("time_to_first_token", 0), ("peak_memory_gb", 0), ("peak_memory_gb", weights_gb))
         )
-        rows.append(f"| {ours} | ×{time:.2f} | ×{memory:.2f} |")
+        rows.append(f"| {ours} | ×{time:.2f} | ×{memory:.2f} | ×{rest:.2f} |")
     rows += ["", "| decode tokens/s, over the Llama's alone | |", "|---|---|"]
     for ours, bare in ((OURS_FINEST, BARE_FINEST), (OURS_COARSEST, BARE_COARSEST)):
         what = "decode_tokens_per_second"

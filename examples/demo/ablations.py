@@ -3,8 +3,8 @@
     python examples/demo/ablations.py build/demo evaluation
     python examples/demo/ablations.py build/demo twofold
 
-The models differ in their routers alone, so the answers of the full one's evaluation, which is named, serve all: what is
-new is which granularity each router takes.
+The models differ in their routers alone, so the answers of the full one's evaluation, which is named, serve all: new is
+which granularity each router takes.
 """
 
 import sys
