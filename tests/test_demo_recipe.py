@@ -23,17 +23,14 @@ RECIPE = ROOT / "examples" / "demo"  # on the path: pyproject.toml
 def test_the_labels_of_a_patch_are_shares_of_it(patches):
     side = SIDE / patches
     things = [Thing("A", "red", (0, 0, side, side / 2)), Thing("B", "blue", (1.5 * side, side, 3 * side, 2 * side))]
-    names, inks, centers = teach_vision.labels(things, patches)
-    for x in (names, inks, centers):
+    names, inks = teach_vision.shares(things, patches)
+    for x in (names, inks):
         assert x.shape[0] == patches**2
         assert np.allclose(x.sum(axis=1), 1)
     at = {name: teach_vision.NAMES.index(name) for name in ("nothing", "A", "B")}
     assert names[0, [at["A"], at["nothing"]]] == pytest.approx([0.5, 0.5])
     assert names[patches : patches + 3, at["B"]] == pytest.approx([0, 0.5, 1])
     assert inks[patches + 2, teach_vision.COVERS.index("blue")] == pytest.approx(1)
-    assert np.flatnonzero(centers[:, at["A"]]).tolist() == [0]
-    assert np.flatnonzero(centers[:, at["B"]]).tolist() == [patches + 2]
-    assert centers[:, at["nothing"]].sum() == patches**2 - 2
 
 
 @pytest.mark.parametrize("text", ["7", "408", "WORD", "MWMWM"])
@@ -72,14 +69,11 @@ def test_what_is_asked_about_a_shape_is_true():
 
 
 def test_a_text_is_asked_for_as_what_it_is():
-    ways = {
-        text: {questions.reading_questions(Random(n), text, "red")[0] for n in range(99)}
-        for text in ("12", "ALSO", "Q7")
-    }
-    for text, pairs in ways.items():
+    for text, kind, other in (("12", "number", "word"), ("ALSO", "word", "number")):
+        pairs = {questions.reading_questions(Random(n), text, "red")[0] for n in range(99)}
         assert {answer for _, answer in pairs} == {text}
-        named = {word for question, _ in pairs for word in ("number", "word") if word in question}
-        assert named == {"12": {"number"}, "ALSO": {"word"}, "Q7": set()}[text]
+        assert any(kind in question for question, _ in pairs)
+        assert not any(other in question for question, _ in pairs)
 
 
 def test_words_held_out_are_never_learned():

@@ -7,7 +7,6 @@ writes mix.json, to train the model on, router.json, for its router, and files o
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -26,14 +25,14 @@ from pictures import (
     photos,
 )
 from PIL import Image
-from words import HELD_OUT, LEARNED, WORDS
+from words import HELD_OUT, LEARNED
 
 READ_NUMBER = ("what number is written?", "what number is in the image?", "which number is it?", "read the number.")
 READ_WORD = ("what word is written?", "what word is in the image?", "which word is it?", "read the word.")
 READ_TEXT = ("what is written?", "what does it say?", "read the text.", "what is the text in the image?")
 TEXT_COLOR = ("what color is the text?", "what is the color of the text?")
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-SIZES = ((128, 128), (128, 128), (128, 64), (64, 128))  # (width, height) of one picture in ten
+SIZES = ((128, 128), (128, 64), (64, 128), (128, 96), (96, 128))  # (width, height) of one picture in ten
 FOR_THE_ROUTER = 300  # of easy-VQA's training images: the language model does not learn them
 SEED = 0
 
@@ -84,19 +83,13 @@ def shape_questions(rng: Random, color: str, shape: str, count: int) -> Pairs:
 
 
 def reading_questions(rng: Random, text: str, color: str) -> Pairs:
-    kind = READ_NUMBER if text.isdigit() else READ_WORD if text in WORDS else ()
-    pairs = [(rng.choice(READ_TEXT + kind), text)]
+    pairs = [(rng.choice(READ_TEXT + (READ_NUMBER if text.isdigit() else READ_WORD)), text)]
     return pairs + ([(rng.choice(TEXT_COLOR), color)] if rng.random() < 0.3 else [])
 
 
 def short_text(rng: Random, words: list[str]) -> str:
     """A number of one to four digits, or a word."""
     return str(rng.randint(0, 10 ** rng.randint(1, 4) - 1)) if rng.random() < 0.5 else rng.choice(words)
-
-
-def random_text(rng: Random, lengths: Sequence[int] = (2, 3, 4, 5)) -> str:
-    """Letters and digits that mean nothing: what is read, not guessed."""
-    return "".join(rng.choices(ALPHABET, k=rng.choice(lengths)))
 
 
 class Book:
@@ -149,12 +142,14 @@ class Book:
         ink = self.writer.write(image, rng, text, *halves[not above], scale=scale_of(size))[0].color
         return image, shape, ink, color, text
 
-    def reading_page(self, lines: int = 1, meaningless: float = 0.0) -> None:
-        """One or more lines of text, to be read from top to bottom; so many of them are random."""
+    def reading_page(self, lines: int) -> None:
+        """One or more lines of text, to be read from top to bottom."""
         rng, size = self.rng, self._size()
         image, texts, height = self._background(size), [], size[1] // lines
         for line in range(lines):
-            texts.append(random_text(rng) if rng.random() < meaningless else short_text(rng, self.words))
+            texts.append(short_text(rng, self.words))
+            if lines > 1 and rng.random() < 0.3:
+                texts[-1] = "".join(rng.choices(ALPHABET, k=rng.randint(2, 5)))
             place = line * height, (line + 1) * height
             color = self.writer.write(image, rng, texts[-1], *place, scale=scale_of(size))[0].color
         if lines == 1:
@@ -205,10 +200,10 @@ def build_mix(folder: Path) -> None:
     book.easy_vqa_pages(sorted(easy_vqa("train"))[:-FOR_THE_ROUTER], 5)
     for _ in range(6000):
         book.mixed_page(3)
-    for _ in range(2000):
+    for _ in range(3000):
         book.shape_page(4)
-    for _ in range(24000):
-        book.reading_page(book.rng.choice([1, 1, 2, 2, 3]), meaningless=0.5)
+    for _ in range(16000):
+        book.reading_page(book.rng.choice([1, 1, 1, 2, 2, 3]))
     book.rng.shuffle(book.samples)
     book.save()
 
@@ -221,7 +216,7 @@ def build_router(folder: Path) -> None:
     book = Book(folder, "router", TRAIN_PHOTOS, LEARNED)
     book.easy_vqa_pages(sorted(easy_vqa("train"))[-FOR_THE_ROUTER:], 1)
     for _ in range(1000):
-        book.reading_page()
+        book.reading_page(1)
     for _ in range(2000):
         book.twofold_page()
     book.samples = [one for sample in book.samples for one in single_questions(sample)]
@@ -258,7 +253,7 @@ def build_tests(folder: Path) -> None:
             shapes.append({"image": file, "question": question, "answer": answer, "category": category})
     known = Book(folder, "reading_test", TEST_PHOTOS, LEARNED)
     for _ in range(800):
-        known.reading_page()
+        known.reading_page(1)
     new = Book(folder, "new_words_test", TEST_PHOTOS, HELD_OUT)
     for _ in range(200):
         new.word_page()
