@@ -27,7 +27,7 @@ def bytes_of(model, images) -> int:
 def test_images_in_a_batch_have_the_features_that_they_have_alone(tiny, images):
     model, _ = tiny
     for crops, features in zip(images, encode_images(model, images), strict=True):
-        assert np.allclose(features, model.encode(crops), atol=1e-4)
+        assert np.allclose(features, model.encode(crops), atol=1e-5)
 
 
 def test_several_images_pass_together_but_not_too_many(tiny, images, passes):
@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_computed_and_not_kept(tiny, images, limit):
     cache = VisionCache(model, limit)
     for _ in range(2):
         for crops, features in zip(images, cache.features(images), strict=True):
-            assert np.allclose(features, model.encode(crops), atol=1e-4)
+            assert np.allclose(features, model.encode(crops), atol=1e-5)
     assert (cache.nbytes, cache.hits, cache.misses) == (0, 0, 2 * len(images))
 
 
@@ -143,7 +143,7 @@ def test_features_that_were_changed_are_computed_anew(tiny, images, where):
     [handed_out] = cache.features(images[:1])
     handed_out[where] += 1
     [anew] = cache.features(images[:1])
-    assert np.allclose(anew, model.encode(images[0]), atol=1e-4)
+    assert np.allclose(anew, model.encode(images[0]), atol=1e-5)
     assert (cache.hits, cache.misses) == (1, 3)
     cache.features(images[:2])
     assert (cache.hits, cache.misses) == (3, 3)
