@@ -158,6 +158,17 @@ def tiny(tiny_folder):
     return load(tiny_folder)
 
 
+@pytest.fixture
+def no_spare_buffers():
+    """Every array in memory of just its size: a buffer used again may be larger than what it is used for."""
+    import mlx.core as mx
+
+    limit = mx.set_cache_limit(0)
+    mx.clear_cache()
+    yield
+    mx.set_cache_limit(limit)
+
+
 def fetch_wheel(requirement: str, folder: Path) -> zipfile.ZipFile:
     """A package's wheel, of any platform: it is only read."""
     options = ["--no-deps", "--only-binary=:all:", "--python-version", "3.12", "--quiet", "--dest", str(folder)]

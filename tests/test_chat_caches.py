@@ -119,15 +119,6 @@ def test_what_does_not_fit_is_computed_and_not_kept(tiny, images, limit):
     assert (cache.nbytes, cache.hits, cache.misses) == (0, 0, 2 * len(images))
 
 
-@pytest.fixture
-def no_spare_buffers():
-    """Every array in memory of just its size: a buffer used again may be larger than what it is used for."""
-    limit = mx.set_cache_limit(0)
-    mx.clear_cache()
-    yield
-    mx.set_cache_limit(limit)
-
-
 def test_bytes_held_are_what_memory_holds(tiny, images, no_spare_buffers):
     """Also when part of a batch has given way."""
     model, _ = tiny

@@ -29,7 +29,7 @@ def held() -> int:
     return mx.get_active_memory()
 
 
-def test_every_answer_gives_back_what_it_took(talkative):
+def test_every_answer_gives_back_what_it_took(talkative, no_spare_buffers):
     """Whatever granularity and image: memory is what it was, and its peak stays that of the first few."""
     calls = itertools.cycle(itertools.product((PHOTO, OTHER, None), ("auto", 16)))
     after, peaks = [], []
@@ -42,7 +42,7 @@ def test_every_answer_gives_back_what_it_took(talkative):
     assert peaks[-1] <= 1.1 * peaks[9]  # buffers are reused if larger; an answer's KV adds 6 %, so ten would show
 
 
-def test_an_abandoned_answer_gives_back_what_it_took(talkative):
+def test_an_abandoned_answer_gives_back_what_it_took(talkative, no_spare_buffers):
     generate(*talkative, "Why?", PHOTO, max_tokens=3)
     before = held()
     for _ in range(3):
