@@ -22,6 +22,7 @@ from .sharding import shard
 
 def load(
     path_or_repo: str | Path,
+    *,
     revision: str | None = None,
     adapter_path: str | Path | None = None,
     lazy: bool = False,

@@ -61,6 +61,11 @@ def test_lazy_loading_leaves_weights_on_disk(tiny_folder):
     assert grown[1] > 0.9 * size
 
 
+def test_adapters_are_named_and_not_taken_for_a_revision(tiny_folder):
+    with pytest.raises(TypeError):
+        load(tiny_folder, "adapters")
+
+
 def test_a_lazily_loaded_model_is_the_same(tiny, tiny_folder):
     lazy, _ = load(tiny_folder, lazy=True)
     for name, array in tensors_of(tiny[0]).items():

@@ -67,7 +67,9 @@ def open_model(args: argparse.Namespace, group: "mx.distributed.Group | None" = 
 
     from .. import load
 
-    model, tokenizer = load(args.model or _default_model(args.quiet), args.revision, args.adapter_path, group=group)
+    model, tokenizer = load(
+        args.model or _default_model(args.quiet), revision=args.revision, adapter_path=args.adapter_path, group=group
+    )
     vocab_size = model.config.vocab_size
     if args.top_k >= vocab_size:
         raise InputError(f"--top-k is {args.top_k}, but this model has {vocab_size} tokens; give less, or 0 for all")
