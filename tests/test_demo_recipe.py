@@ -10,6 +10,7 @@ import questions
 import start
 import teach_vision
 import words
+import yaml
 from conftest import ROOT
 from pictures import COLORS, INKS, SHAPES, SIDE, Thing
 from PIL import Image, ImageChops
@@ -23,14 +24,17 @@ RECIPE = ROOT / "examples" / "demo"  # on the path: pyproject.toml
 def test_the_labels_of_a_patch_are_shares_of_it(patches):
     side = SIDE / patches
     things = [Thing("A", "red", (0, 0, side, side / 2)), Thing("B", "blue", (1.5 * side, side, 3 * side, 2 * side))]
-    names, inks = teach_vision.shares(things, patches)
-    for x in (names, inks):
+    names, inks, centers = teach_vision.labels(things, patches)
+    for x in (names, inks, centers):
         assert x.shape[0] == patches**2
         assert np.allclose(x.sum(axis=1), 1)
     at = {name: teach_vision.NAMES.index(name) for name in ("nothing", "A", "B")}
     assert names[0, [at["A"], at["nothing"]]] == pytest.approx([0.5, 0.5])
     assert names[patches : patches + 3, at["B"]] == pytest.approx([0, 0.5, 1])
     assert inks[patches + 2, teach_vision.COVERS.index("blue")] == pytest.approx(1)
+    assert np.flatnonzero(centers[:, at["A"]]).tolist() == [0]
+    assert np.flatnonzero(centers[:, at["B"]]).tolist() == [patches + 2]
+    assert centers[:, at["nothing"]].sum() == patches**2 - 2
 
 
 @pytest.mark.parametrize("text", ["7", "408", "WORD", "MWMWM"])
@@ -53,9 +57,10 @@ def test_a_text_is_written_where_it_says(text, scale):
         assert np.abs(ink - np.asarray(before)[0, 0]).max() >= pictures.CONTRAST
 
 
-def test_what_is_asked_about_a_shape_is_true():
+@pytest.mark.parametrize("ask", [questions.shape_questions, questions.color_questions])
+def test_what_is_asked_about_a_shape_is_true(ask):
     """Answers found again in the words of the question."""
-    asked = questions.shape_questions(Random(0), "teal", "circle", 400)
+    asked = ask(Random(0), "teal", "circle", 400)
     for question, answer in asked:
         if answer in ("yes", "no"):
             kinds = [shape for shape in SHAPES if f"{shape}" in question]
@@ -68,12 +73,26 @@ def test_what_is_asked_about_a_shape_is_true():
     assert {answer for _, answer in asked} == {"yes", "no", "teal", "circle"}
 
 
+def test_a_color_is_there_as_often_as_not():
+    asked = questions.color_questions(Random(0), "teal", "circle", 2000)
+    there = [
+        (answer == "yes") != (re.search(r"\bnot?\b", question) is not None)
+        for question, answer in asked
+        if answer in ("yes", "no") and " shape" in question
+    ]
+    assert len(there) > len(asked) / 2
+    assert 0.45 < sum(there) / len(there) < 0.55
+
+
 def test_a_text_is_asked_for_as_what_it_is():
-    for text, kind, other in (("12", "number", "word"), ("ALSO", "word", "number")):
-        pairs = {questions.reading_questions(Random(n), text, "red")[0] for n in range(99)}
+    ways = {
+        text: {questions.reading_questions(Random(n), text, "red")[0] for n in range(99)}
+        for text in ("12", "ALSO", "Q7")
+    }
+    for text, pairs in ways.items():
         assert {answer for _, answer in pairs} == {text}
-        assert any(kind in question for question, _ in pairs)
-        assert not any(other in question for question, _ in pairs)
+        named = {word for question, _ in pairs for word in ("number", "word") if word in question}
+        assert named == {"12": {"number"}, "ALSO": {"word"}, "Q7": set()}[text]
 
 
 def test_words_held_out_are_never_learned():
@@ -94,10 +113,11 @@ def test_the_tokenizer_has_whole_words_and_spells_the_rest(tmp_path):
         assert (len(ids), tokenizer.decode(ids)) == (tokens, text)
 
 
-@pytest.mark.parametrize("name", ["instruct", "polish", "router"])
+@pytest.mark.parametrize("name", ["instruct", "together", "longer", "colors", "polish", "router"])
 def test_the_options_are_those_of_the_command(name):
     parser = router_parser("p") if name == "router" else instruct_parser("p")
     file = RECIPE / f"{name}.yaml"
-    args = parser.parse_args(["--config", str(file), "--model", "m", "--data", "d", "--adapter-path", "a"])
-    assert args.batch_size == 32
-    assert args.learning_rate in (1e-3, 3e-3)
+    args = vars(parser.parse_args(["--config", str(file), "--model", "m", "--data", "d", "--adapter-path", "a"]))
+    options = yaml.safe_load(file.read_text())
+    assert options == {option: args[option.replace("-", "_")] for option in options}
+    assert args["batch_size"] == 32

@@ -4,7 +4,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SIDE = 64  # pixels, easy-VQA's
 COLORS = {  # easy-VQA's
@@ -20,10 +20,15 @@ COLORS = {  # easy-VQA's
 INKS = COLORS | {"white": (255, 255, 255)}
 SHAPES = ("circle", "rectangle", "triangle")
 FONTS = ("DejaVuSans-Bold",)
-SIZES = (12, 14, 16, 18)  # pixels, in a picture of SIDE
+SIZES = (14, 16, 18, 20)  # pixels, in a picture of SIDE
+SMALLEST = 12  # for what is too long for these
 CONTRAST = 80  # least difference in luminance, of 255, between a text and what lies behind it
+PLACES = 10  # tried, until a text has that
 # scikit-image's, which come with its package.
-TRAIN_PHOTOS = ("astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "brick.png", "ihc.png")
+TRAIN_PHOTOS = (
+    *("astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "brick.png", "ihc.png"),
+    *("camera.png", "coins.png", "grass.png", "moon.png", "cell.png"),
+)
 TEST_PHOTOS = ("chelsea.png", "hubble_deep_field.jpg", "retina.jpg", "gravel.png")
 
 Color = tuple[int, int, int]
@@ -61,11 +66,14 @@ def any_color(rng: Random) -> Color:
 
 
 def photo_crop(photo: Image.Image, rng: Random, size: tuple[int, int]) -> Image.Image:
-    """A part of a photograph, scaled to `size` (width, height)."""
+    """A part of a photograph, scaled to `size` (width, height), perhaps mirrored, its color channels in any order."""
     scale = rng.uniform(1.0, min(photo.width / size[0], photo.height / size[1], 6))
     w, h = int(size[0] * scale), int(size[1] * scale)
     x, y = rng.randint(0, photo.width - w), rng.randint(0, photo.height - h)
-    return photo.crop((x, y, x + w, y + h)).resize(size, Image.Resampling.LANCZOS)
+    part = photo.crop((x, y, x + w, y + h)).resize(size, Image.Resampling.BOX)
+    if rng.random() < 0.5:
+        part = ImageOps.mirror(part)
+    return Image.merge("RGB", rng.sample(part.split(), 3))
 
 
 def draw_shape(image: Image.Image, rng: Random, color: str, shape: str, top: int, bottom: int, scale: int = 1) -> Thing:
@@ -104,30 +112,34 @@ class Writer:
     def write(
         self, image: Image.Image, rng: Random, text: str, top: int, bottom: int, scale: int = 1, margin: int = 1
     ) -> list[Thing]:
-        """Write `text` between two heights, in a colour that can be seen there; returns its characters."""
-        for _ in range(100):
-            font = self.font(rng.choice(FONTS), rng.choice(SIZES) * scale)
-            left, above, right, below = font.getbbox(text)
-            w, h = right - left, below - above
-            if w <= image.width - 2 * margin and h <= bottom - top:
+        """Write `text` between two heights, where a colour can be seen; returns its characters."""
+        room = image.width - 2 * margin, bottom - top
+        fonts = [self.font(name, size * scale) for name in FONTS for size in SIZES]
+        fitting = [font for font in fonts if _fits(font.getbbox(text), room)]
+        font = rng.choice(fitting or [self.font(FONTS[0], SMALLEST * scale)])
+        left, above, right, below = font.getbbox(text)
+        w, h = right - left, below - above
+        for _ in range(PLACES):
+            x, y = rng.randint(0, int(max(0, image.width - w - margin))), rng.randint(top, int(max(top, bottom - h)))
+            contrast = _contrast(image.crop((x, y, int(x + w), int(y + h))))
+            visible = [name for name in INKS if contrast[name] >= CONTRAST]
+            if visible:
                 break
-        else:
-            font = self.font(FONTS[0], 10 * scale)
-            left, above, right, below = font.getbbox(text)
-            w, h = right - left, below - above
-        x, y = rng.randint(0, int(max(0, image.width - w - margin))), rng.randint(top, int(max(top, bottom - h)))
-        color = rng.choice(_visible(image.crop((x, y, int(x + w), int(y + h)))))
+        color = rng.choice(visible or [max(contrast, key=contrast.__getitem__)])
         ImageDraw.Draw(image).text((x - left, y - above), text, INKS[color], font=font)
         ends = [x - left + font.getlength(text[:i]) for i in range(len(text) + 1)]
         return [Thing(text[i], color, (ends[i], y, ends[i + 1], y + h)) for i in range(len(text))]
 
 
-def _visible(behind: Image.Image) -> list[str]:
-    """The inks that can be read on a background; the best one if none can be read well."""
-    patches = behind.resize((4, 2), Image.Resampling.BOX)
-    tones = [_luminance(patches.getpixel((i, j))) for i in range(4) for j in range(2)]
-    contrast = {name: min(abs(_luminance(ink) - tone) for tone in tones) for name, ink in INKS.items()}
-    return [name for name in INKS if contrast[name] >= CONTRAST] or [max(contrast, key=contrast.__getitem__)]
+def _fits(box: tuple[float, float, float, float], room: tuple[int, int]) -> bool:
+    return box[2] - box[0] <= room[0] and box[3] - box[1] <= room[1]
+
+
+def _contrast(behind: Image.Image) -> dict[str, float]:
+    """How well every ink can be told from a background where it can be told least."""
+    patches = behind.resize((8, 2), Image.Resampling.BOX)
+    tones = [_luminance(patches.getpixel((i, j))) for i in range(8) for j in range(2)]
+    return {name: min(abs(_luminance(ink) - tone) for tone in tones) for name, ink in INKS.items()}
 
 
 def _luminance(color: Color) -> float:

@@ -2,11 +2,13 @@
 
     python examples/demo/questions.py build/demo
 
-writes mix.json, to train the model on, router.json, for its router, and files of questions never trained on.
+writes mix.json, colors.json and more.json, to train the model on, router.json, for its router, and files of questions
+never trained on.
 """
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -25,14 +27,14 @@ from pictures import (
     photos,
 )
 from PIL import Image
-from words import HELD_OUT, LEARNED
+from words import HELD_OUT, LEARNED, WORDS
 
 READ_NUMBER = ("what number is written?", "what number is in the image?", "which number is it?", "read the number.")
 READ_WORD = ("what word is written?", "what word is in the image?", "which word is it?", "read the word.")
 READ_TEXT = ("what is written?", "what does it say?", "read the text.", "what is the text in the image?")
 TEXT_COLOR = ("what color is the text?", "what is the color of the text?")
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-SIZES = ((128, 128), (128, 64), (64, 128), (128, 96), (96, 128))  # (width, height) of one picture in ten
+SIZES = ((128, 128), (128, 128), (128, 64), (64, 128))  # (width, height) of one picture in ten
 FOR_THE_ROUTER = 300  # of easy-VQA's training images: the language model does not learn them
 SEED = 0
 
@@ -69,27 +71,48 @@ def shape_questions(rng: Random, color: str, shape: str, count: int) -> Pairs:
         else:
             others = rng.choice(SHAPES), f"{rng.choice(list(COLORS))} shape"
             thing = rng.choice([others[0], shape, others[1], f"{color} shape"])
-            negated = rng.random() < 0.4
-            no = "not " if negated else ""
-            ways = (
-                f"is there {no}a {thing}?",
-                f"is there {no}a {thing} in the image?",
-                f"does the image {no}contain a {thing}?",
-                f"is {'no' if negated else 'a'} {thing} present?",
-            )
-            here = thing in (shape, f"{color} shape")
-            pairs.append((rng.choice(ways), "yes" if here != negated else "no"))
+            pairs.append(presence_question(rng, thing, thing in (shape, f"{color} shape")))
     return pairs
 
 
+def color_questions(rng: Random, color: str, shape: str, count: int) -> Pairs:
+    """Mostly whether there is a shape of some colour, which there is as often as not."""
+    pairs = []
+    for _ in range(count):
+        if rng.random() < 0.3:
+            pairs += shape_questions(rng, color, shape, 1)
+        else:
+            asked = color if rng.random() < 0.5 else rng.choice([other for other in COLORS if other != color])
+            pairs.append(presence_question(rng, f"{asked} shape", asked == color))
+    return pairs
+
+
+def presence_question(rng: Random, thing: str, here: bool) -> tuple[str, str]:
+    negated = rng.random() < 0.4
+    no = "not " if negated else ""
+    ways = (
+        f"is there {no}a {thing}?",
+        f"is there {no}a {thing} in the image?",
+        f"does the image {no}contain a {thing}?",
+        f"is {'no' if negated else 'a'} {thing} present?",
+    )
+    return rng.choice(ways), "yes" if here != negated else "no"
+
+
 def reading_questions(rng: Random, text: str, color: str) -> Pairs:
-    pairs = [(rng.choice(READ_TEXT + (READ_NUMBER if text.isdigit() else READ_WORD)), text)]
+    kind = READ_NUMBER if text.isdigit() else READ_WORD if text in WORDS else ()
+    pairs = [(rng.choice(READ_TEXT + kind), text)]
     return pairs + ([(rng.choice(TEXT_COLOR), color)] if rng.random() < 0.3 else [])
 
 
 def short_text(rng: Random, words: list[str]) -> str:
     """A number of one to four digits, or a word."""
     return str(rng.randint(0, 10 ** rng.randint(1, 4) - 1)) if rng.random() < 0.5 else rng.choice(words)
+
+
+def random_text(rng: Random, lengths: Sequence[int] = (2, 3, 4, 5)) -> str:
+    """Letters and digits that mean nothing: what is read, not guessed."""
+    return "".join(rng.choices(ALPHABET, k=rng.choice(lengths)))
 
 
 class Book:
@@ -112,12 +135,12 @@ class Book:
             for start in range(0, len(pairs), turns):
                 self._tell(file, pairs[start : start + turns])
 
-    def shape_page(self, questions: int) -> None:
+    def shape_page(self, questions: int, ask: Callable[[Random, str, str, int], Pairs] = shape_questions) -> None:
         """A shape by itself."""
         size, color, shape = self._size(), self.rng.choice(list(COLORS)), self.rng.choice(SHAPES)
         image = Image.new("RGB", size, pale(self.rng))
         draw_shape(image, self.rng, color, shape, 0, size[1], scale_of(size))
-        self._add(image, shape_questions(self.rng, color, shape, questions))
+        self._add(image, ask(self.rng, color, shape, questions))
 
     def mixed_page(self, questions: int) -> None:
         """A shape and a text, and questions about both in any order."""
@@ -142,14 +165,12 @@ class Book:
         ink = self.writer.write(image, rng, text, *halves[not above], scale=scale_of(size))[0].color
         return image, shape, ink, color, text
 
-    def reading_page(self, lines: int) -> None:
-        """One or more lines of text, to be read from top to bottom."""
+    def reading_page(self, lines: int = 1, meaningless: float = 0.0) -> None:
+        """One or more lines of text, to be read from top to bottom; so many of them are random."""
         rng, size = self.rng, self._size()
         image, texts, height = self._background(size), [], size[1] // lines
         for line in range(lines):
-            texts.append(short_text(rng, self.words))
-            if lines > 1 and rng.random() < 0.3:
-                texts[-1] = "".join(rng.choices(ALPHABET, k=rng.randint(2, 5)))
+            texts.append(random_text(rng) if rng.random() < meaningless else short_text(rng, self.words))
             place = line * height, (line + 1) * height
             color = self.writer.write(image, rng, texts[-1], *place, scale=scale_of(size))[0].color
         if lines == 1:
@@ -194,16 +215,29 @@ def scale_of(size: tuple[int, int]) -> int:
     return round((size[0] * size[1]) ** 0.5 / SIDE)
 
 
-def build_mix(folder: Path) -> None:
+def build_mix(folder: Path, name: str, color_pages: int = 0) -> None:
     """What the model learns."""
-    book = Book(folder, "mix", TRAIN_PHOTOS, LEARNED)
+    book = Book(folder, name, TRAIN_PHOTOS, LEARNED)
     book.easy_vqa_pages(sorted(easy_vqa("train"))[:-FOR_THE_ROUTER], 5)
-    for _ in range(6000):
-        book.mixed_page(3)
-    for _ in range(3000):
-        book.shape_page(4)
-    for _ in range(16000):
-        book.reading_page(book.rng.choice([1, 1, 1, 2, 2, 3]))
+    for _ in range(10000):
+        book.mixed_page(4)
+    for _ in range(8000):
+        book.shape_page(6)
+    for _ in range(24000):
+        book.reading_page(book.rng.choice([1, 1, 2, 2, 3]), meaningless=0.6)
+    for _ in range(color_pages):
+        book.shape_page(8, color_questions)
+    book.rng.shuffle(book.samples)
+    book.save()
+
+
+def build_colors(folder: Path) -> None:
+    """Colours to compare, and some reading, lest it be forgotten."""
+    book = Book(folder, "colors", TRAIN_PHOTOS, LEARNED)
+    for _ in range(8000):
+        book.shape_page(8, color_questions)
+    for _ in range(2500):
+        book.reading_page(book.rng.choice([1, 1, 2, 2, 3]), meaningless=0.6)
     book.rng.shuffle(book.samples)
     book.save()
 
@@ -216,7 +250,7 @@ def build_router(folder: Path) -> None:
     book = Book(folder, "router", TRAIN_PHOTOS, LEARNED)
     book.easy_vqa_pages(sorted(easy_vqa("train"))[-FOR_THE_ROUTER:], 1)
     for _ in range(1000):
-        book.reading_page(1)
+        book.reading_page()
     for _ in range(2000):
         book.twofold_page()
     book.samples = [one for sample in book.samples for one in single_questions(sample)]
@@ -253,7 +287,7 @@ def build_tests(folder: Path) -> None:
             shapes.append({"image": file, "question": question, "answer": answer, "category": category})
     known = Book(folder, "reading_test", TEST_PHOTOS, LEARNED)
     for _ in range(800):
-        known.reading_page(1)
+        known.reading_page()
     new = Book(folder, "new_words_test", TEST_PHOTOS, HELD_OUT)
     for _ in range(200):
         new.word_page()
@@ -293,6 +327,8 @@ def vocabulary() -> list[str]:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    build_mix(target)
+    build_mix(target, "mix")
+    build_colors(target)
+    build_mix(target, "more", color_pages=8000)
     build_router(target)
     build_tests(target)

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from avg_mlx.config import Config
 from avg_mlx.model import Model, tensors_of
 
-CROP = 66  # pixels: a picture of 64 fits into one crop
+CROP = 64  # pixels: a small picture is one crop
 CONFIG = {
     "model_type": "llava_llama",
     "hidden_size": 128,
@@ -37,7 +37,7 @@ CONFIG = {
     "mm_projector_type": "mlp2x_gelu",
     "mm_vision_select_layer": -1,
     "mm_vision_select_feature": "patch",
-    "vis_token_granularity": [1, 4, 9, 18, 36],
+    "vis_token_granularity": [1, 4, 16, 32, 64],
     "filtered_text_num": 16,
     "router_select": False,
     "torch_dtype": "float32",
@@ -47,7 +47,7 @@ CONFIG = {
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "image_size": CROP,
-        "patch_size": 11,
+        "patch_size": 8,
         "hidden_act": "quick_gelu",
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.3, 0.3, 0.3],

@@ -32,7 +32,7 @@ from pictures import (
     photos,
 )
 from PIL import Image
-from questions import ALPHABET, SEED, short_text
+from questions import ALPHABET, SEED, random_text, short_text
 from words import LEARNED
 
 from avg_mlx import load
@@ -46,8 +46,9 @@ from avg_mlx.training.run import Run
 
 NAMES = ["nothing", *ALPHABET, *SHAPES]
 COVERS = ["nothing", *INKS]
+HEADS = {"patch_names": NAMES, "patch_inks": COVERS, "patch_centers": NAMES}
 PICTURES = 2**20  # to draw from; each has a number
-STEPS = 4000
+STEPS = 3600
 BATCH = 64
 
 
@@ -58,18 +59,18 @@ class Painter:
         self.writer, self.photos = Writer(), photos(TRAIN_PHOTOS)
 
     def draw(self, number: int) -> tuple[Image.Image, list[Thing]]:
-        """A shape, a shape and a text, or up to three lines of text."""
+        """A shape, a shape and a text, or up to four lines of text."""
         rng = Random(f"{SEED} {number}")
         kind = rng.random()
-        if kind < 0.3:
+        if kind < 0.2:
             image = Image.new("RGB", (SIDE, SIDE), pale(rng))
-            if kind < 0.15:
+            if kind < 0.08:
                 return image, [self._shape(image, rng, 0, SIDE)]
             halves = [(0, SIDE // 2), (SIDE // 2, SIDE)]
             low = rng.random() < 0.5
             shape = self._shape(image, rng, *halves[low])
             return image, [shape, *self._text(image, rng, *halves[not low])]
-        image, lines = self._background(rng), rng.choice([1, 2, 3])
+        image, lines = self._background(rng), rng.choice([1, 2, 3, 4])
         edges = [line * SIDE // lines for line in range(lines + 1)]
         return image, [thing for place in pairwise(edges) for thing in self._text(image, rng, *place)]
 
@@ -83,24 +84,32 @@ class Painter:
         return draw_shape(image, rng, rng.choice(list(COLORS)), rng.choice(SHAPES), top, bottom)
 
     def _text(self, image: Image.Image, rng: Random, top: int, bottom: int) -> list[Thing]:
-        text = "".join(rng.choices(ALPHABET, k=rng.randint(2, 5))) if rng.random() < 0.6 else short_text(rng, LEARNED)
+        text = random_text(rng, (3, 4, 5)) if rng.random() < 0.7 else short_text(rng, LEARNED)
         return self.writer.write(image, rng, text, top, bottom, margin=0)
 
 
-def shares(things: Sequence[Thing], patches: int) -> tuple[np.ndarray, np.ndarray]:
-    """How much of each patch every name and every ink covers: (patches², names), (patches², inks); rows sum to 1."""
+def labels(things: Sequence[Thing], patches: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each patch: how much of it every name and every ink covers, and the name whose centre lies in it.
+
+    (patches², names), (patches², inks), (patches², names); rows sum to 1.
+    """
     edges = np.linspace(0, SIDE, patches + 1)
     names, inks = np.zeros((patches, patches, len(NAMES))), np.zeros((patches, patches, len(COVERS)))
+    centers = np.zeros_like(names)
     for name, color, (left, top, right, bottom) in things:
         wide = np.clip(np.minimum(right, edges[1:]) - np.maximum(left, edges[:-1]), 0, None)
         high = np.clip(np.minimum(bottom, edges[1:]) - np.maximum(top, edges[:-1]), 0, None)
         covered = high[:, None] * wide[None, :] * (patches / SIDE) ** 2
         names[:, :, NAMES.index(name)] += covered
         inks[:, :, COVERS.index(color)] += covered
-    for x in (names, inks):
+        row, column = (int((low + high) / 2 * patches / SIDE) for low, high in ((top, bottom), (left, right)))
+        centers[min(row, patches - 1), min(column, patches - 1), NAMES.index(name)] += 1
+    parts = names, inks, centers
+    for x in parts:
         x[:, :, 0] = np.clip(1 - x.sum(axis=-1), 0, None)
         x /= x.sum(axis=-1, keepdims=True)
-    return names.reshape(patches**2, -1), inks.reshape(patches**2, -1)
+    names, inks, centers = (x.reshape(patches**2, -1).astype(np.float32) for x in parts)
+    return names, inks, centers
 
 
 def cross_entropy(scores: mx.array, shares: mx.array) -> mx.array:
@@ -119,14 +128,15 @@ class VisionTask:
         config = self.model.config
         drawn = [self.painter.draw(number) for number in samples]
         pixels = mx.array(np.stack([make_crops(image, config).pixels[0] for image, _ in drawn]))
-        covered = [shares(things, config.vision.patch_grid[0]) for _, things in drawn]
-        names, inks = (mx.array(np.stack(part).astype(np.float32)) for part in zip(*covered, strict=True))
+        shown = [labels(things, config.vision.patch_grid[0]) for _, things in drawn]
+        expected = [mx.array(np.stack(part)) for part in zip(*shown, strict=True)]
+
+        heads = [getattr(self.model, name) for name in HEADS]
 
         def loss() -> mx.array:
             features = self.model.vision_tower(pixels)
-            losses = cross_entropy(self.model.patch_names(features), names)
-            losses += cross_entropy(self.model.patch_inks(features), inks)
-            return losses.mean() * (len(samples) / len(batch))
+            losses = [cross_entropy(head(features), y).mean() for head, y in zip(heads, expected, strict=True)]
+            return sum(losses) * (len(samples) / len(batch))
 
         yield loss
 
@@ -138,16 +148,17 @@ def main(start: Path, output: Path) -> None:
     model, _ = load(start)
     D = model.config.vision.hidden_size
     mx.random.seed(SEED)
-    model.patch_names, model.patch_inks = nn.Linear(D, len(NAMES)), nn.Linear(D, len(COVERS))
+    for name, classes in HEADS.items():
+        setattr(model, name, nn.Linear(D, len(classes)))
     model.freeze()
-    for part in (model.vision_tower, model.patch_names, model.patch_inks):
-        part.unfreeze()
+    for name in ("vision_tower", *HEADS):
+        getattr(model, name).unfreeze()
     model.train()
     run = Run(output.with_name(f"{output.name}_run"), {"start": str(start), "steps": STEPS}, AdapterConfig("full", 0))
     first = mx.distributed.init().rank() == 0
     if first:
         run.open(resume=True)
-    settings = LoopSettings(steps=STEPS, learning_rate=1e-3, warmup=0.05, save_every=500, seed=SEED)
+    settings = LoopSettings(steps=STEPS, learning_rate=1.5e-3, warmup=0.05, save_every=500, seed=SEED)
     with Bar("Vision", "step", hidden=not first) as bar:
         plan = Plan([1] * PICTURES, BATCH, SEED)
         train(model, VisionTask(model, Painter()), plan, settings, run, lambda record: bar.step(record, STEPS))
