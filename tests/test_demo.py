@@ -47,7 +47,7 @@ def test_it_is_small_and_whole(demo):
 def test_without_a_model_it_answers_and_says_so(tmp_path):
     command = [sys.executable, ROOT / "generate.py", "--image", PICTURE, "--prompt", SHAPE]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert (done.returncode, done.stdout.strip()) == (0, "circle")
+    assert (done.returncode, done.stdout.strip()) == (0, "triangle")
     line, *summary = done.stderr.splitlines()
     assert "demo model" in line
     assert "avg-mlx convert --hf-path zhibinlan/AVG-LLaVA" in line
@@ -58,7 +58,7 @@ def test_without_a_model_it_answers_and_says_so(tmp_path):
 
 def test_the_question_decides_how_closely_it_looks(demo):
     shape, text = (generate(*demo, question, PICTURE) for question in (SHAPE, TEXT))
-    assert (shape.text.strip(), text.text.strip()) == ("circle", "7315")
+    assert (shape.text.strip(), text.text.strip()) == ("triangle", "5185")
     assert shape.views[0].granularity < text.views[0].granularity
 
 

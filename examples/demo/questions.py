@@ -2,8 +2,8 @@
 
     python examples/demo/questions.py build/demo
 
-writes mix.json, colors.json and more.json, to train the model on, router.json, for its router, and files of questions
-never trained on.
+writes mix.json, colors.json, more.json and lines.json, to train the model on, router.json and validation.jsonl, for its
+router, and files of questions never trained on.
 """
 
 import json
@@ -148,9 +148,9 @@ class Book:
         pairs = shape_questions(self.rng, color, shape, questions) + reading_questions(self.rng, text, ink)
         self._add(image, self.rng.sample(pairs, len(pairs)))
 
-    def twofold_page(self) -> None:
+    def twofold_page(self, small: bool = False) -> None:
         """A shape and a text, a question about the one and a question about the other."""
-        image, shape, ink, color, text = self._mixed((SIDE, SIDE))
+        image, shape, ink, color, text = self._mixed((SIDE, SIDE) if small else self._size())
         pairs = shape_questions(self.rng, color, shape, 1) + reading_questions(self.rng, text, ink)[:1]
         self._add(image, pairs)
 
@@ -242,6 +242,24 @@ def build_colors(folder: Path) -> None:
     book.save()
 
 
+def build_lines(folder: Path) -> None:
+    """Single lines above all, and some of everything else, lest it be forgotten."""
+    book = Book(folder, "lines", TRAIN_PHOTOS, LEARNED)
+    book.easy_vqa_pages(sorted(easy_vqa("train"))[:2000], 5)
+    for _ in range(30000):
+        book.reading_page(meaningless=0.4)
+    for _ in range(3000):
+        book.reading_page(book.rng.choice([2, 3]), meaningless=0.4)
+    for _ in range(6000):
+        book.mixed_page(4)
+    for _ in range(3000):
+        book.shape_page(6)
+    for _ in range(5000):
+        book.shape_page(8, color_questions)
+    book.rng.shuffle(book.samples)
+    book.save()
+
+
 def build_router(folder: Path) -> None:
     """What the router learns: one question a sample, about pictures that are new to the language model.
 
@@ -275,6 +293,18 @@ def single_questions(sample: dict) -> list[dict]:
     ]
 
 
+def build_validation(folder: Path) -> None:
+    """Questions to choose the router's token cost by: as the tests', over the photographs that are trained on."""
+    book = Book(folder, "validation", TRAIN_PHOTOS, LEARNED)
+    for _ in range(400):
+        book.reading_page()
+    asked = [_question(sample, "word") for sample in book.samples]
+    for _ in range(400):
+        book.twofold_page()
+        asked += [_question(book.samples[-1], about) for about in ("shape", "text")]
+    write_lines(folder / "validation.jsonl", asked)
+
+
 def build_tests(folder: Path) -> None:
     """Questions never trained on, over other photographs; `new word` are words that no training picture shows."""
     shapes = []
@@ -297,7 +327,7 @@ def build_tests(folder: Path) -> None:
     write_lines(folder / "test_reading.jsonl", reading)
     twofold = Book(folder, "twofold_test", TEST_PHOTOS, LEARNED)
     for _ in range(300):
-        twofold.twofold_page()
+        twofold.twofold_page(small=True)
     asked = [_question(sample, about) for sample in twofold.samples for about in ("shape", "text")]
     write_lines(folder / "test_twofold.jsonl", asked)
     write_lines(folder / "test.jsonl", shapes + reading)  # last: the Makefile takes it for the sign that all is there
@@ -330,5 +360,7 @@ if __name__ == "__main__":
     build_mix(target, "mix")
     build_colors(target)
     build_mix(target, "more", color_pages=8000)
+    build_lines(target)
     build_router(target)
+    build_validation(target)
     build_tests(target)
