@@ -27,9 +27,9 @@ def main() -> int:
         print("\n`avg-mlx VERB --help` lists a verb's options.")
         return 0
     if verb == "--version":
-        from . import __version__
+        from .version import VERSION
 
-        print(f"avg-mlx {__version__}")
+        print(f"avg-mlx {VERSION}")
         return 0
     print(f"avg-mlx: unknown verb {verb}; choose from {', '.join(VERBS)}", file=sys.stderr)
     return 2

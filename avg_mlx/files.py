@@ -1,7 +1,8 @@
-"""JSON files, read with errors that name them."""
+"""Files that are read with errors that name them, and that appear only when they are complete."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,39 @@ from .errors import InputError
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; InputError if there is none."""
+    """Return the object in a JSON file of a model folder. InputError if the file is missing or holds no object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{file.parent} is not a model folder: it has no {file.name}; check the path") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read as JSON ({error}); get it again") from error
+        raise InputError(f"{file} cannot be read as JSON ({error}); download it again") from error
     if not isinstance(content, dict):
-        raise InputError(f"{file} holds a {type(content).__name__}, expected an object; get it again")
+        raise InputError(f"{file} holds a {type(content).__name__}, expected an object; download it again")
     return content
 
 
+@contextmanager
+def replacing(file: Path, tag: str = "") -> Iterator[Path]:
+    """Give a hidden path to write to, which takes the place of `file` at the end, or goes away after an error.
+
+    Processes that write the same file at the same time need different tags.
+    """
+    partial = file.with_name(f".partial-{tag}{file.name}")
+    try:
+        yield partial
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a whole text file, or leave the one that was there."""
+    with replacing(file) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write an object as an indented JSON file, or leave the file that was there."""
+    write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -18,9 +18,9 @@ import mlx.core as mx
 import numpy as np
 
 from avg_mlx import Quantization, convert, generate, load
-from avg_mlx.image import make_crops
-from avg_mlx.image_io import read_image
-from avg_mlx.model import Model
+from avg_mlx.inputs.image import make_crops
+from avg_mlx.inputs.image_io import read_image
+from avg_mlx.model.avg_llava import Model
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]

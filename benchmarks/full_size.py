@@ -24,11 +24,12 @@ import mlx.core as mx
 import numpy as np
 
 from avg_mlx.bench.presets import preset_keys
-from avg_mlx.checkpoint import shapes_of
 from avg_mlx.config import KNOWN_TOWERS, Config
-from avg_mlx.model import Model, tensors_of
-from avg_mlx.pytorch import Shape, origin
-from avg_mlx.quantization import AFFINE_BITS, Quantization
+from avg_mlx.model.avg_llava import Model
+from avg_mlx.model.inventory import shapes_of, tensors_of
+from avg_mlx.weights.pytorch import origin
+from avg_mlx.weights.quantization import AFFINE_BITS, Quantization
+from avg_mlx.weights.shards import Shape
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "tests" / "golden" / "checkpoint"  # tiny, but its size does not matter here

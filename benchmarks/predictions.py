@@ -19,9 +19,9 @@ bandwidth: Apple's figures, as reported in github.com/ggml-org/llama.cpp/pull/16
 
 import argparse
 
+from avg_mlx.bench.cost import PARTS, Cost, Work
 from avg_mlx.bench.presets import preset_keys
 from avg_mlx.config import Config
-from avg_mlx.cost import PARTS, Cost, Work
 
 # name: (TFLOPS, GB/s)
 CHIPS = {

@@ -24,7 +24,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 
 from avg_mlx import convert, load
-from avg_mlx.model import Model
+from avg_mlx.model.avg_llava import Model
 from avg_mlx.training import rglf
 from avg_mlx.training.data import Sample, read_samples
 from avg_mlx.training.forward import answer_positions, embed, instruction_embeddings, load_crops

@@ -21,8 +21,8 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from avg_mlx.config import Config
-from avg_mlx.router import Router, text_filter
-from avg_mlx.scaler import pyramid
+from avg_mlx.model.router import Router, text_filter
+from avg_mlx.model.scaler import pyramid
 
 CHECKPOINT = Path(__file__).parent.parent / "tests" / "golden" / "checkpoint"
 TEXT_TOKENS = 60

@@ -20,7 +20,7 @@ import mlx.core as mx
 from avg_mlx import Answer, ChatSession, Request, generate, generate_batch
 from avg_mlx.bench.measure import prompt_of, steered, synthetic_image
 from avg_mlx.bench.presets import random_model, word_tokenizer
-from avg_mlx.model import Model
+from avg_mlx.model.avg_llava import Model
 
 FINEST, COARSEST = 576, 36
 ANSWERS, TENTH = 200, 10

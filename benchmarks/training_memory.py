@@ -27,13 +27,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from full_size import KEYS
 
-from avg_mlx.adapters import AdapterConfig, trained_tensors
-from avg_mlx.checkpoint import build_model
 from avg_mlx.config import KNOWN_TOWERS
-from avg_mlx.model import Model
-from avg_mlx.quantization import Quantization
+from avg_mlx.model.avg_llava import Model
+from avg_mlx.model.inventory import parts_of
 from avg_mlx.training import instruct, rglf
-from avg_mlx.writing import parts_of
+from avg_mlx.weights.adapters import AdapterConfig, trained_tensors
+from avg_mlx.weights.checkpoint import build_model
+from avg_mlx.weights.quantization import Quantization
 
 GB = 1e9
 BF16, FLOAT32 = 2, 4  # bytes

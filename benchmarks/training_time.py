@@ -20,10 +20,10 @@ import mlx.core as mx
 from rglf_cost import GOLDEN, PREFILL_TFLOP, write_data, write_stage3
 
 from avg_mlx import Quantization, convert, load
-from avg_mlx.adapters import AdapterConfig
 from avg_mlx.training import instruct
 from avg_mlx.training.data import read_samples
 from avg_mlx.training.loop import step_gradients
+from avg_mlx.weights.adapters import AdapterConfig
 
 WIDTHS: dict[str, dict] = {
     "float32": {},

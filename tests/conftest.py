@@ -107,8 +107,9 @@ def write_checkpoint(folder: Path, changes=None, tower=None, dtype=np.float32) -
     """
     from safetensors.numpy import save_file
 
-    from avg_mlx.checkpoint import build_model, shapes_of
-    from avg_mlx.pytorch import origin
+    from avg_mlx.model.inventory import shapes_of
+    from avg_mlx.weights.checkpoint import build_model
+    from avg_mlx.weights.pytorch import origin
 
     shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     for file, new in (("config.json", TINY | (changes or {})), ("clip/config.json", TINY_TOWER | (tower or {}))):
@@ -333,8 +334,9 @@ def make_adapters(model_folder: Path, folder: Path, kind: str) -> Path:
     import mlx.core as mx
 
     from avg_mlx import load
-    from avg_mlx.adapters import AdapterConfig, fingerprint, save_adapters, trained_tensors
+    from avg_mlx.model.inventory import fingerprint
     from avg_mlx.training import instruct, rglf
+    from avg_mlx.weights.adapters import AdapterConfig, save_adapters, trained_tensors
 
     model, _ = load(model_folder)
     mx.random.seed(0)
@@ -353,7 +355,7 @@ def make_adapters(model_folder: Path, folder: Path, kind: str) -> Path:
 @pytest.fixture
 def passes(monkeypatch) -> list[int]:
     """The crops of each pass through the vision tower, as they come."""
-    from avg_mlx.vision import VisionTower
+    from avg_mlx.model.vision import VisionTower
 
     seen: list[int] = []
     tower = VisionTower.__call__

@@ -9,8 +9,8 @@ import pytest
 from conftest import make_adapters, write_checkpoint
 
 from avg_mlx import InputError, convert, load
-from avg_mlx.adapters import AdapterConfig, fingerprint, load_adapters, save_adapters
-from avg_mlx.model import tensors_of
+from avg_mlx.model.inventory import fingerprint, tensors_of
+from avg_mlx.weights.adapters import AdapterConfig, load_adapters, save_adapters
 
 KINDS = ("lora", "dora", "full", "router")
 
@@ -166,7 +166,7 @@ def test_fingerprint_sees_type_and_quantization(tiny, own_tiny, tiny_four_bits):
     assert len({fingerprint(model), fingerprint(tiny[0]), fingerprint(load(tiny_four_bits)[0])}) == 3
 
 
-@pytest.mark.parametrize("fails", ["mlx.core.save_safetensors", "avg_mlx.adapters.write_json"])
+@pytest.mark.parametrize("fails", ["mlx.core.save_safetensors", "avg_mlx.weights.adapters.write_json"])
 @pytest.mark.parametrize("exists", [False, True])
 def test_saving_is_all_or_nothing(exists, fails, tmp_path, monkeypatch):
     folder = tmp_path / "adapters"

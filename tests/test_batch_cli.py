@@ -6,8 +6,9 @@ import pytest
 from conftest import RECORDS, write_samples
 from PIL import Image
 
-from avg_mlx import batch, generate, load
+from avg_mlx import generate, load
 from avg_mlx.cli.generate import main
+from avg_mlx.inference import batch
 
 QUESTIONS = [
     {"id": "wide", "image": "wide.png", "prompt": "What is this?"},

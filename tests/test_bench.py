@@ -11,18 +11,18 @@ from PIL import Image
 
 from avg_mlx import InputError, Quantization
 from avg_mlx.bench import measure as measuring
+from avg_mlx.bench.cost import PARTS, Cost, Work
 from avg_mlx.bench.measure import Options, Spread, count_text_tokens, describe, measure, prompt_of, steered
 from avg_mlx.bench.measure import synthetic_image as make_image
 from avg_mlx.bench.presets import SHAPES, preset_keys, random_model, word_tokenizer
 from avg_mlx.bench.report import make_report, markdown, plot
-from avg_mlx.checkpoint import load_model
 from avg_mlx.cli.bench import PRESETS, main
 from avg_mlx.config import Config
-from avg_mlx.cost import PARTS, Cost, Work
 from avg_mlx.files import read_json
-from avg_mlx.generation import Timings
-from avg_mlx.model import Model, tensors_of
-from avg_mlx.writing import parts_of
+from avg_mlx.inference.generation import Timings
+from avg_mlx.model.avg_llava import Model
+from avg_mlx.model.inventory import parts_of, tensors_of
+from avg_mlx.weights.checkpoint import load_model
 
 GRANULARITIES = (1, 2, 4, 8, 16)  # of the tiny model
 STAGES = ("preprocess", "vision", "router", "prefill")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from avg_mlx import ChatSession, InputError, generate, load
-from avg_mlx.checkpoint import load_model
 from avg_mlx.files import read_json
-from avg_mlx.prompt import PLACEHOLDER_ID
+from avg_mlx.inputs.prompt import PLACEHOLDER_ID
+from avg_mlx.weights.checkpoint import load_model
 
 WIDE, TALL, SQUARE = (
     Image.effect_mandelbrot(size, (-2, -1, 1, 1), 50).convert("RGB") for size in ((160, 40), (40, 90), (100, 100))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avg_mlx.caches import CROPS_PER_PASS, VisionCache, encode_images
-from avg_mlx.image import make_crops
+from avg_mlx.inference.caches import CROPS_PER_PASS, VisionCache, encode_images
+from avg_mlx.inputs.image import make_crops
 
 SIZES = ((160, 40), (40, 90), (100, 100), (60, 30))
 PHOTOS = [Image.effect_mandelbrot(size, (-2, -1, 1, 1), 50).convert("RGB") for size in SIZES]

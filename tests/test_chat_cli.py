@@ -8,8 +8,8 @@ import pytest
 from conftest import IMAGES, RECORDS, write_samples
 
 from avg_mlx import generate
-from avg_mlx.chat import ChatSession
 from avg_mlx.cli.chat import main
+from avg_mlx.inference.chat import ChatSession
 
 
 @pytest.fixture(scope="module")

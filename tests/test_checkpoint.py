@@ -13,8 +13,8 @@ from conftest import CHECKPOINT
 from safetensors.numpy import load_file, save_file
 
 from avg_mlx import AvgMlxError, InputError, generate, load
-from avg_mlx.checkpoint import check_shapes, find_folder, load_tokenizer
-from avg_mlx.model import tensors_of
+from avg_mlx.model.inventory import tensors_of
+from avg_mlx.weights.checkpoint import check_shapes, find_folder, load_tokenizer
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_spoiled_folder_is_refused(folder, spoil, words):
 def test_pickled_weights_are_refused(folder, monkeypatch):
     for file in folder.glob("model*"):
         file.unlink()
-    monkeypatch.setattr("avg_mlx.pytorch.PickledShards.__init__", lambda self, files: None)
+    monkeypatch.setattr("avg_mlx.weights.pytorch.PickledShards.__init__", lambda self, files: None)
     (folder / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(InputError, match="holds pickled weights; convert it first: avg-mlx convert --hf-path"):
         load(folder)

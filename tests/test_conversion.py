@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from avg_mlx import AvgMlxError, InputError, convert, generate, load
 from avg_mlx.config import Config
-from avg_mlx.conversion import upload
-from avg_mlx.model_card import model_card
-from avg_mlx.quantization import Quantization
+from avg_mlx.weights.conversion import upload
+from avg_mlx.weights.model_card import model_card
+from avg_mlx.weights.quantization import Quantization
 
 FOUR_BITS = Quantization(bits=4, group_size=32)
 

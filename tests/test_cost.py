@@ -6,9 +6,9 @@ from collections.abc import Callable
 import mlx.core as mx
 import pytest
 
+from avg_mlx.bench.cost import PARTS, PREFILL_STEP, Cost, Work
 from avg_mlx.bench.presets import preset_keys
 from avg_mlx.config import Config
-from avg_mlx.cost import PARTS, PREFILL_STEP, Cost, Work
 
 TERA = 1e12
 TEXT = 60

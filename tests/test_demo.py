@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from avg_mlx import evaluate, generate, load, read_questions
-from avg_mlx.demo import demo_model
+from avg_mlx.weights.demo import demo_model
 
 SAMPLE = ROOT / "tests" / "demo"
 PICTURE = ROOT / "examples" / "sign.png"

@@ -10,10 +10,10 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from avg_mlx import Quantization, convert, load
-from avg_mlx.image import make_crops
-from avg_mlx.image_io import read_image
-from avg_mlx.prompt import PLACEHOLDER_ID
-from avg_mlx.scaler import pyramid
+from avg_mlx.inputs.image import make_crops
+from avg_mlx.inputs.image_io import read_image
+from avg_mlx.inputs.prompt import PLACEHOLDER_ID
+from avg_mlx.model.scaler import pyramid
 
 QUANTIZATIONS = {
     "unquantized": None,

@@ -9,9 +9,10 @@ import pytest
 from conftest import CHECKPOINT
 from safetensors import safe_open
 
-from avg_mlx import AvgMlxError, InputError, convert, exporting
-from avg_mlx.exporting import export
-from avg_mlx.pytorch import UNUSED
+from avg_mlx import AvgMlxError, InputError, convert
+from avg_mlx.weights import exporting
+from avg_mlx.weights.exporting import export
+from avg_mlx.weights.pytorch import UNUSED
 
 
 def tensors_in(folder: Path) -> dict[str, mx.array]:
@@ -91,7 +92,7 @@ def test_a_known_tower_is_only_named(tiny_folder, tmp_path, monkeypatch):
     name = "openai/clip-vit-large-patch14-336"
     keys = config_of(model) | {"mm_vision_tower": name}
     (model / "config.json").write_text(json.dumps(keys))
-    for module in ("avg_mlx.exporting", "avg_mlx.source"):
+    for module in ("avg_mlx.weights.exporting", "avg_mlx.weights.source"):
         monkeypatch.setattr(f"{module}.KNOWN_TOWERS", {name: keys["vision_config"]})
     export(model, tmp_path / "exported")
     assert not (tmp_path / "exported" / "vision_tower").exists()

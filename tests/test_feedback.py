@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import RECORDS, conversation, write_samples
 
-from avg_mlx.adapters import fingerprint
 from avg_mlx.errors import AvgMlxError, InputError
+from avg_mlx.model.inventory import fingerprint
 from avg_mlx.training import feedback as feedback_module
 from avg_mlx.training.data import IGNORED, read_samples
 from avg_mlx.training.feedback import Feedback, collect_feedback, read_feedback, routable, summarize

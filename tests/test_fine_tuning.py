@@ -11,15 +11,16 @@ import pytest
 from conftest import CHECKPOINT, GOLDEN, RECORDS, conversation, without_router, write_samples
 
 from avg_mlx import InputError, Quantization, convert, generate, load
-from avg_mlx.adapters import AdapterConfig, trained_tensors
-from avg_mlx.fusing import fuse
-from avg_mlx.model import Model, tensors_of
-from avg_mlx.router import Router
+from avg_mlx.model.avg_llava import Model
+from avg_mlx.model.inventory import tensors_of
+from avg_mlx.model.router import Router
 from avg_mlx.training import instruct
 from avg_mlx.training.data import IGNORED, read_samples
 from avg_mlx.training.loop import step_gradients
 from avg_mlx.training.rglf import initialize
 from avg_mlx.training.stages import InstructOptions, RouterOptions, train_instruct, train_router
+from avg_mlx.weights.adapters import AdapterConfig, trained_tensors
+from avg_mlx.weights.fusing import fuse
 
 COARSE = (36, 72)
 LEARNED = (("image_0.png", "What?", "a cat"), ("image_1.png", "Who?", "two"))

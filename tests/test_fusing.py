@@ -8,7 +8,7 @@ import pytest
 from conftest import make_adapters
 
 from avg_mlx import AvgMlxError, InputError, load
-from avg_mlx.fusing import fuse
+from avg_mlx.weights.fusing import fuse
 
 KINDS = ("lora", "dora", "full", "router")
 

@@ -8,10 +8,10 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from PIL import Image
 
 from avg_mlx import InputError, generate, load, route, stream_generate
-from avg_mlx.checkpoint import load_model
 from avg_mlx.files import read_json
-from avg_mlx.prompt import PLACEHOLDER_ID
-from avg_mlx.view import look
+from avg_mlx.inference.view import look
+from avg_mlx.inputs.prompt import PLACEHOLDER_ID
+from avg_mlx.weights.checkpoint import load_model
 
 PHOTO = Image.effect_mandelbrot((100, 80), (-2, -1, 1, 1), 50).convert("RGB")
 

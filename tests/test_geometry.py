@@ -16,7 +16,7 @@ from avg_mlx.geometry import (
     unpad_bounds,
     visual_token_count,
 )
-from avg_mlx.packing import pack
+from avg_mlx.model.packing import pack
 
 RELEASED = [(672, 336), (336, 672), (672, 672), (336, 1008), (1008, 336)]  # (height, width)
 

@@ -9,11 +9,11 @@ from conftest import CASES, GOLDEN, GRANULARITIES, Reference
 
 from avg_mlx import generate
 from avg_mlx.geometry import visual_token_count
-from avg_mlx.image import make_crops
-from avg_mlx.image_io import read_image
-from avg_mlx.prompt import build_messages, encode_messages
-from avg_mlx.router import text_filter
-from avg_mlx.scaler import pool
+from avg_mlx.inputs.image import make_crops
+from avg_mlx.inputs.image_io import read_image
+from avg_mlx.inputs.prompt import build_messages, encode_messages
+from avg_mlx.model.router import text_filter
+from avg_mlx.model.scaler import pool
 
 TOLERANCE = 1e-3
 ROUTER_TOLERANCE = 1e-4  # the router does not compute in the reference's order

@@ -10,8 +10,8 @@ import pytest
 from conftest import CASES, CHECKPOINT, GOLDEN, GRANULARITIES, Reference
 
 from avg_mlx import Quantization, convert, load
-from avg_mlx.model import tensors_of
-from avg_mlx.view import look
+from avg_mlx.inference.view import look
+from avg_mlx.model.inventory import tensors_of
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from conftest import CHECKPOINT
 from PIL import Image
 
 from avg_mlx.config import Config
-from avg_mlx.image import make_crops
+from avg_mlx.inputs.image import make_crops
 
 KEYS = json.loads((CHECKPOINT / "config.json").read_text())
 TOWER = json.loads((CHECKPOINT / "clip" / "config.json").read_text())

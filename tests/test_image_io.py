@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from avg_mlx import InputError, image_io
-from avg_mlx.image_io import read_image, read_image_size
+from avg_mlx import InputError
+from avg_mlx.inputs import image_io
+from avg_mlx.inputs.image_io import read_image, read_image_size
 
 COLOURS = np.array([[[250, 0, 0], [0, 240, 0]], [[0, 0, 230], [220, 210, 0]], [[0, 200, 190], [180, 0, 170]]], np.uint8)
 

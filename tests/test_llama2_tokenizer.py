@@ -9,9 +9,9 @@ from conftest import CHECKPOINT, GOLDEN, SentencePieceTokenizer, fetch_wheel
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from avg_mlx.checkpoint import load_tokenizer
-from avg_mlx.prompt import build_messages, encode_messages, encode_text
-from avg_mlx.tokenizer import write_tokenizer
+from avg_mlx.inputs.prompt import build_messages, encode_messages, encode_text
+from avg_mlx.weights.checkpoint import load_tokenizer
+from avg_mlx.weights.sentencepiece import write_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,9 @@ import pytest
 from mlx_lm.generate import generation_stream
 from PIL import Image
 
-from avg_mlx import ChatSession, generate, load, stream_generate, view
-from avg_mlx.caches import PrefixCache
+from avg_mlx import ChatSession, generate, load, stream_generate
+from avg_mlx.inference import view
+from avg_mlx.inference.caches import PrefixCache
 
 PHOTO, OTHER = (Image.effect_mandelbrot(size, (-2, -1, 1, 1), 50).convert("RGB") for size in ((100, 100), (40, 90)))
 

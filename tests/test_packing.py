@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avg_mlx.packing import pack
+from avg_mlx.model.packing import pack
 
 NEWLINE = -1.0
 

@@ -12,7 +12,7 @@ from conftest import CHECKPOINT, ROOT, fetch_wheel
 from PIL import Image
 
 from avg_mlx.cli.generate import main
-from avg_mlx.image_io import read_image
+from avg_mlx.inputs.image_io import read_image
 
 pytestmark = pytest.mark.slow
 

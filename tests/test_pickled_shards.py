@@ -11,7 +11,7 @@ import pytest
 from conftest import CHECKPOINT
 
 from avg_mlx import InputError, convert, generate, load
-from avg_mlx.model import tensors_of
+from avg_mlx.model.inventory import tensors_of
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avg_mlx import InputError
-from avg_mlx.prompt import PLACEHOLDER_ID, build_messages, encode_messages, encode_text
+from avg_mlx.inputs.prompt import PLACEHOLDER_ID, build_messages, encode_messages, encode_text
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

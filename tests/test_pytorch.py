@@ -12,10 +12,10 @@ from conftest import CHECKPOINT, write_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from avg_mlx import AvgMlxError, InputError, convert, load
-from avg_mlx.checkpoint import shapes_of
-from avg_mlx.model import tensors_of
-from avg_mlx.pytorch import TOWER, Origin, SafetensorsShards, TowerShards, open_shards, origin
-from avg_mlx.source import open_source
+from avg_mlx.model.inventory import shapes_of, tensors_of
+from avg_mlx.weights.pytorch import TOWER, Origin, TowerShards, origin
+from avg_mlx.weights.shards import SafetensorsShards, open_shards
+from avg_mlx.weights.source import open_source
 
 WEIGHT_MAP = json.loads((CHECKPOINT / "model.safetensors.index.json").read_text())["weight_map"]
 INDEX = {name: CHECKPOINT / file for name, file in WEIGHT_MAP.items()}

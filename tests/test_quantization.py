@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from avg_mlx import InputError, convert, generate, load, route
 from avg_mlx.cli.convert import RECIPES as OFFERED
-from avg_mlx.model import tensors_of
-from avg_mlx.quantization import RECIPES, Quantization
+from avg_mlx.model.inventory import tensors_of
+from avg_mlx.weights.quantization import RECIPES, Quantization
 
 PHOTO = Image.effect_mandelbrot((64, 48), (-2, -1, 1, 1), 50).convert("RGB")
 

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from conftest import RECORDS, write_samples
 
-from avg_mlx.adapters import AdapterConfig, trained_tensors
-from avg_mlx.pytorch import origin
 from avg_mlx.training import rglf
 from avg_mlx.training.data import read_samples
 from avg_mlx.training.feedback import collect_feedback
@@ -15,6 +13,8 @@ from avg_mlx.training.forward import instruction_embeddings
 from avg_mlx.training.loop import LoopSettings, train
 from avg_mlx.training.plan import Plan
 from avg_mlx.training.run import Run
+from avg_mlx.weights.adapters import AdapterConfig, trained_tensors
+from avg_mlx.weights.pytorch import origin
 
 torch = pytest.importorskip("torch")
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from mlx.utils import tree_map
 
 from avg_mlx.config import Config
-from avg_mlx.router import CropMixer, Router, text_filter
-from avg_mlx.scaler import pyramid
+from avg_mlx.model.router import CropMixer, Router, text_filter
+from avg_mlx.model.scaler import pyramid
 
 D = 64
 HEADS = 8

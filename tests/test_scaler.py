@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from avg_mlx.scaler import pool, pyramid
+from avg_mlx.model.scaler import pool, pyramid
 
 KERNELS = {36: (4, 4), 72: (2, 4), 144: (2, 2), 288: (1, 2), 576: (1, 1)}  # section 4 of the reference, at 24×24
 

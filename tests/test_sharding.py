@@ -16,8 +16,8 @@ from conftest import launch_two, make_adapters, write_checkpoint
 
 from avg_mlx import InputError, Quantization, convert, load
 from avg_mlx.cli.generate import main
-from avg_mlx.model import tensors_of
-from avg_mlx.sharding import Agreed, shard
+from avg_mlx.model.inventory import tensors_of
+from avg_mlx.weights.sharding import Agreed, shard
 
 PHOTO = Path(__file__).parent / "photos" / "chelsea.jpg"
 MODELS = {"float32": None, "4 bits": Quantization(bits=4, group_size=32, router_bits=8)}

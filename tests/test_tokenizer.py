@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from avg_mlx import InputError
-from avg_mlx.checkpoint import load_tokenizer
-from avg_mlx.prompt import CHAT_TEMPLATE, PLACEHOLDER_ID, encode_text
-from avg_mlx.tokenizer import build_tokenizer, token_text, write_tokenizer
+from avg_mlx.inputs.prompt import CHAT_TEMPLATE, PLACEHOLDER_ID, encode_text
+from avg_mlx.weights.checkpoint import load_tokenizer
+from avg_mlx.weights.sentencepiece import build_tokenizer, token_text, write_tokenizer
 
 SETTINGS = json.loads((CHECKPOINT / "tokenizer_config.json").read_text())
 

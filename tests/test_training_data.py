@@ -11,7 +11,7 @@ from PIL import Image
 
 from avg_mlx.config import Config
 from avg_mlx.errors import InputError
-from avg_mlx.prompt import PLACEHOLDER_ID, SYSTEM_PROMPT
+from avg_mlx.inputs.prompt import PLACEHOLDER_ID, SYSTEM_PROMPT
 from avg_mlx.training.data import IGNORED, read_samples
 from avg_mlx.training.stages import read_fitting
 

@@ -8,13 +8,13 @@ from conftest import GOLDEN, Reference
 from mlx.utils import tree_flatten
 
 from avg_mlx import load
-from avg_mlx.adapters import AdapterConfig
-from avg_mlx.pytorch import origin
 from avg_mlx.training import instruct, rglf
 from avg_mlx.training.data import read_samples
 from avg_mlx.training.feedback import collect_feedback
 from avg_mlx.training.loop import step_gradients
 from avg_mlx.training.losses import choice_loss, ranking_loss, rglf_loss
+from avg_mlx.weights.adapters import AdapterConfig
+from avg_mlx.weights.pytorch import origin
 
 TOLERANCE = 1e-3  # absolute, of losses and logits
 GRADIENT_TOLERANCE = 0.01  # relative, of norms

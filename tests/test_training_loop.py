@@ -15,9 +15,8 @@ import pytest
 from conftest import RECORDS, conversation, write_samples
 from mlx.utils import tree_flatten
 
-from avg_mlx.adapters import AdapterConfig
 from avg_mlx.errors import AvgMlxError, InputError
-from avg_mlx.image import Crops
+from avg_mlx.inputs.image import Crops
 from avg_mlx.training import instruct, loop, rglf
 from avg_mlx.training.data import read_samples
 from avg_mlx.training.feedback import collect_feedback, routable
@@ -25,6 +24,7 @@ from avg_mlx.training.loop import LoopSettings, step_gradients, train
 from avg_mlx.training.plan import Plan
 from avg_mlx.training.run import Run
 from avg_mlx.training.stages import InstructOptions, RouterOptions, train_instruct, train_router
+from avg_mlx.weights.adapters import AdapterConfig
 
 NUMBERS = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from avg_mlx import InputError, route
-from avg_mlx.checkpoint import load_model
 from avg_mlx.files import read_json
-from avg_mlx.image import make_crops
-from avg_mlx.prompt import PLACEHOLDER_ID
-from avg_mlx.view import Routing, Stopwatch, look
+from avg_mlx.inference.view import Routing, Stopwatch, look
+from avg_mlx.inputs.image import make_crops
+from avg_mlx.inputs.prompt import PLACEHOLDER_ID
+from avg_mlx.weights.checkpoint import load_model
 
 WIDE, TALL, SQUARE = (
     Image.effect_mandelbrot(size, (-2, -1, 1, 1), 50).convert("RGB") for size in ((160, 40), (40, 90), (100, 100))
@@ -96,7 +96,7 @@ def test_position_ids_have_a_filler_for_every_visual_token(looked):
 def ranked(request, monkeypatch):
     """A router that ranks granularities so, whatever it is shown."""
     logits = [-float(request.param.index(g)) for g in (1, 2, 4, 8, 16)]
-    monkeypatch.setattr("avg_mlx.model.Model.route", lambda *_: mx.array(logits))
+    monkeypatch.setattr("avg_mlx.model.avg_llava.Model.route", lambda *_: mx.array(logits))
     return request.param
 
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from avg_mlx import convert, generate, load, route
 from avg_mlx.config import Config, VisionConfig
-from avg_mlx.model import Model, tensors_of
-from avg_mlx.vision import ACTIVATIONS as OURS
-from avg_mlx.vision import EncoderLayer, Projector, VisionTower
+from avg_mlx.model.avg_llava import Model
+from avg_mlx.model.inventory import tensors_of
+from avg_mlx.model.vision import ACTIVATIONS as OURS
+from avg_mlx.model.vision import EncoderLayer, Projector, VisionTower
 
 KEYS = json.loads((CHECKPOINT / "config.json").read_text()) | TINY
 TOWER = json.loads((CHECKPOINT / "clip" / "config.json").read_text()) | TINY_TOWER

@@ -1,1 +1,1 @@
-"""Where the time and the memory of an answer go: presets → measuring → reports."""
+"""Where an answer's time and memory go: measured on this machine, and counted from the shapes."""

@@ -12,14 +12,14 @@ from typing import Any
 import mlx.core as mx
 from PIL import Image
 
-from ..cost import Cost, Work
 from ..errors import InputError
-from ..generation import Answer, generate
-from ..image_io import ImageSource
-from ..model import Model
-from ..prompt import PLACEHOLDER_ID, build_messages, encode_messages
+from ..inference.generation import Answer, generate
+from ..inputs.image_io import ImageSource
+from ..inputs.prompt import PLACEHOLDER_ID, build_messages, encode_messages
+from ..model.avg_llava import Model
+from ..model.inventory import parts_of
 from ..version import VERSION
-from ..writing import parts_of
+from .cost import Cost, Work
 
 STAGES = ("preprocess", "vision", "router", "prefill")
 TEXT_TOKENS = 60

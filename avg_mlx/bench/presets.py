@@ -6,12 +6,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint import load_tokenizer
 from ..config import KNOWN_TOWERS, MODEL_TYPE, Config
 from ..files import write_json
-from ..model import Model, tensors_of
-from ..prompt import CHAT_TEMPLATE
-from ..quantization import Quantization
+from ..inputs.prompt import CHAT_TEMPLATE
+from ..model.avg_llava import Model
+from ..model.inventory import tensors_of
+from ..weights.checkpoint import load_tokenizer
+from ..weights.quantization import Quantization
 
 TOWER = "openai/clip-vit-large-patch14-336"
 

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..demo import demo_model
 from ..errors import InputError
+from ..weights.demo import demo_model
 from . import Parser, number, text
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ..errors import AvgMlxError, InputError
 from .answering import decoding_options, open_model
 
 if TYPE_CHECKING:
-    from ..batch import Request
+    from ..inference.batch import Request
 
 PLACES = ("model", "revision", "adapter_path", "batch", "output", "batch_size", "prefill_step_size", "quiet", "verbose")
 
@@ -45,8 +45,8 @@ def answer_file(args: argparse.Namespace) -> None:
     model, tokenizer = open_model(args, group)
     load_seconds = time.perf_counter() - start
 
-    from ..adapters import fingerprint
-    from ..batch import stream_batch
+    from ..inference.batch import stream_batch
+    from ..model.inventory import fingerprint
     from .generate import report
     from .progress import Bar
 
@@ -119,7 +119,7 @@ def _problem(file: Path, line: int, error: AvgMlxError) -> str:
 
 
 def _question(line: bytes, number: int, args: argparse.Namespace) -> Question:
-    from ..batch import Request
+    from ..inference.batch import Request
 
     try:
         record = json.loads(line)

@@ -13,9 +13,9 @@ from . import Parser, one_line, run
 from .answering import add_decoding_options, add_looking_options, add_model_options, decoding_options, open_model
 
 if TYPE_CHECKING:
-    from ..chat import ChatSession
-    from ..generation import Answer
-    from ..image import Crops
+    from ..inference.chat import ChatSession
+    from ..inference.generation import Answer
+    from ..inputs.image import Crops
 
 HELP = """\
 /image PATH         look at an image with the next question
@@ -42,7 +42,7 @@ def build_parser(prog: str) -> Parser:
 
 def chat(args: argparse.Namespace) -> None:
     """Load, then answer line by line."""
-    from ..chat import ChatSession
+    from ..inference.chat import ChatSession
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # lines can be edited then
@@ -135,8 +135,8 @@ class Terminal:
             self.next_images, self.next_names = [], []
 
     def image(self, path: str) -> None:
-        from ..image import make_crops
-        from ..image_io import read_image
+        from ..inputs.image import make_crops
+        from ..inputs.image_io import read_image
 
         if not path:
             raise InputError("which image? /image PATH")
@@ -148,7 +148,7 @@ class Terminal:
         self.note(f"[{path}: {width}×{height}, {len(crops)} crops; ask about it]")
 
     def set_granularity(self, given: str) -> None:
-        from ..view import check_looking
+        from ..inference.view import check_looking
 
         granularity = int(given) if given.isdecimal() else given
         check_looking(self.session.model.config, False, granularity, self.max_visual_tokens)

@@ -7,7 +7,7 @@ from ..errors import InputError
 from . import Parser, run
 
 if TYPE_CHECKING:
-    from ..conversion import Part
+    from ..weights.conversion import Part
 
 RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
 
@@ -43,8 +43,8 @@ def convert(args: argparse.Namespace) -> None:
     given = [f"--{name.replace('_', '-')}" for name in details if getattr(args, name) is not None]
     if given and not args.quantize:
         raise InputError(f"{given[0]} says how to quantize; add -q to quantize")
-    from .. import conversion
-    from ..quantization import Quantization
+    from ..weights import conversion
+    from ..weights.quantization import Quantization
     from .progress import Bar
 
     quantization = None
@@ -70,7 +70,7 @@ def convert(args: argparse.Namespace) -> None:
 
 def table(parts: "list[Part]") -> str:
     """Part, parameters, bits per weight, bytes: a row each, and the whole."""
-    from ..conversion import Part
+    from ..weights.conversion import Part
 
     rows = [*parts, Part("total", sum(p.parameters for p in parts), sum(p.bytes for p in parts))]
     lines = [f"{'part':14} {'parameters':>14} {'bits/weight':>11} {'bytes':>14}"]

@@ -18,7 +18,7 @@ def build_parser(prog: str) -> Parser:
 
 
 def export(args: argparse.Namespace) -> None:
-    from .. import exporting
+    from ..weights import exporting
     from .progress import Bar
 
     with Bar("Exporting") as bar:

@@ -22,7 +22,7 @@ def build_parser(prog: str) -> Parser:
 
 def fuse(args: argparse.Namespace) -> None:
     """Fuse with a progress bar, print a table."""
-    from .. import fusing
+    from ..weights import fusing
     from .progress import Bar
 
     with Bar("Fusing") as bar:

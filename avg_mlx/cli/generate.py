@@ -16,8 +16,8 @@ from .answering import add_decoding_options, add_looking_options, add_model_opti
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from ..generation import Answer
-    from ..view import View
+    from ..inference.generation import Answer
+    from ..inference.view import View
 
 
 def main(arguments: list[str] | None = None, prog: str = "generate.py") -> int:
@@ -57,7 +57,7 @@ def answer_one(args: argparse.Namespace) -> None:
     prompt, images = _read_inputs(args)
     start = time.perf_counter()
     from .. import stream_generate
-    from ..sharding import Agreed
+    from ..weights.sharding import Agreed
 
     model, tokenizer = open_model(args, group)
     decoding = decoding_options(args)
@@ -100,8 +100,8 @@ def _join_group(args: argparse.Namespace) -> "mx.distributed.Group":
 
 def _read_inputs(args: argparse.Namespace) -> tuple[str, list]:
     """The prompt and the images, so that what is wrong with them is said before the model is loaded."""
-    from ..image_io import read_image
-    from ..prompt import build_messages
+    from ..inputs.image_io import read_image
+    from ..inputs.prompt import build_messages
 
     prompt, images = _read_stdin(args.prompt, args.image)
     build_messages(prompt, len(images), args.system_prompt)

@@ -9,14 +9,14 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
-from ..generation import stream_answer
-from ..image import Crops, make_crops
-from ..image_io import read_image
-from ..model import Model
-from ..prompt import build_messages, encode_messages
+from ..inference.generation import stream_answer
+from ..inference.view import Stopwatch, View, Views
+from ..inputs.image import Crops, make_crops
+from ..inputs.image_io import read_image
+from ..inputs.prompt import build_messages, encode_messages
+from ..model.avg_llava import Model
 from ..training.data import make_sample
 from ..training.forward import feedback_losses
-from ..view import Stopwatch, View, Views
 from .metric import matches
 from .modes import ADAPTIVE, ORACLE, choose
 from .questions import Question

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..image_io import read_image_size
-from ..prompt import PLACEHOLDER
+from ..inputs.image_io import read_image_size
+from ..inputs.prompt import PLACEHOLDER
 from ..training.data import read_records
 
 EXPECTED = 'expected lines such as {"image": "1.png", "question": "What is it?", "answer": "a cat"}'

@@ -11,10 +11,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..adapters import fingerprint
 from ..errors import AvgMlxError, InputError
 from ..files import read_json
-from ..model import Model
+from ..model.avg_llava import Model
+from ..model.inventory import fingerprint
 from .answering import Answerer, Result
 from .modes import all_modes, check_modes
 from .plot import plot_accuracy, plot_choices

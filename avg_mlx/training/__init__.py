@@ -1,1 +1,1 @@
-"""Fine-tuning: instruction tuning at all granularities, and the router by feedback from the language model (RGLF)."""
+"""Fine-tuning: the language model learns all granularities, and the router learns to choose among them (RGLF)."""

@@ -12,8 +12,8 @@ from typing import Any
 from ..config import Config
 from ..errors import InputError
 from ..geometry import Pair
-from ..image_io import read_image_size
-from ..prompt import PLACEHOLDER, build_messages, encode_text, render
+from ..inputs.image_io import read_image_size
+from ..inputs.prompt import PLACEHOLDER, build_messages, encode_text, render
 
 IGNORED = -100
 ROLES = {"human": "user", "gpt": "assistant"}

@@ -6,8 +6,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..errors import AvgMlxError
-from ..model import Model
-from ..pytorch import load_arrays
+from ..model.avg_llava import Model
+from ..weights.shards import load_arrays
 from .data import Sample
 from .forward import load_crops
 

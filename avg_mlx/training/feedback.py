@@ -9,9 +9,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..adapters import fingerprint
 from ..errors import AvgMlxError, InputError
-from ..model import Model
+from ..model.avg_llava import Model
+from ..model.inventory import fingerprint
 from .data import Sample
 from .features import FeatureCache
 from .forward import feedback_losses, instruction_embeddings, load_crops

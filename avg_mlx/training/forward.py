@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..image import Crops, make_crops
-from ..image_io import read_image
-from ..model import Model
-from ..prompt import PLACEHOLDER_ID
+from ..inputs.image import Crops, make_crops
+from ..inputs.image_io import read_image
+from ..inputs.prompt import PLACEHOLDER_ID
+from ..model.avg_llava import Model
 from .data import IGNORED, Sample
 from .losses import token_losses
 

@@ -7,10 +7,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..adapters import AdapterConfig, add_lora, trained_tensors
 from ..errors import InputError
-from ..image import Crops
-from ..model import Model
+from ..inputs.image import Crops
+from ..model.avg_llava import Model
+from ..weights.adapters import AdapterConfig, add_lora, trained_tensors
 from .data import Sample
 from .forward import answer_losses, load_crops
 from .loop import MicroLoss

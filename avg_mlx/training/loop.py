@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ..errors import AvgMlxError
-from ..model import Model
+from ..model.avg_llava import Model
 from .plan import Plan
 from .run import Run
 

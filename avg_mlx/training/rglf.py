@@ -8,9 +8,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..adapters import add_router
-from ..model import Model
-from ..router import Router
+from ..model.avg_llava import Model
+from ..model.router import Router
+from ..weights.adapters import add_router
 from .data import Sample
 from .features import FeatureCache
 from .feedback import Feedback

@@ -11,10 +11,10 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..adapters import AdapterConfig, save_adapters, trained_tensors
 from ..errors import AvgMlxError, InputError
 from ..files import read_json, write_json
-from ..model import Model
+from ..model.avg_llava import Model
+from ..weights.adapters import AdapterConfig, save_adapters, trained_tensors
 
 KEPT = 2  # checkpoints: the last, and one before it
 

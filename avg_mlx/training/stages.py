@@ -10,12 +10,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..adapters import WEIGHTS, AdapterConfig, fingerprint, load_adapters
-from ..checkpoint import load
 from ..config import Config
 from ..errors import InputError
-from ..model import Model
-from ..pytorch import load_arrays
+from ..model.avg_llava import Model
+from ..model.inventory import fingerprint
+from ..weights.adapters import WEIGHTS, AdapterConfig, load_adapters
+from ..weights.checkpoint import load
+from ..weights.shards import load_arrays
 from . import instruct, rglf
 from .data import Sample, read_samples
 from .features import FeatureCache

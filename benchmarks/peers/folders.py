@@ -15,10 +15,10 @@ import mlx.core as mx
 from avg_mlx.bench.measure import prompt_of, synthetic_image
 from avg_mlx.bench.presets import KEYS, preset_keys, random_model, word_tokenizer
 from avg_mlx.config import Config
-from avg_mlx.conversion import preprocessor_config
 from avg_mlx.files import read_json, write_json
-from avg_mlx.model import tensors_of
-from avg_mlx.pytorch import TOWER, origin
+from avg_mlx.model.inventory import tensors_of
+from avg_mlx.weights.conversion import preprocessor_config
+from avg_mlx.weights.pytorch import TOWER, origin
 
 IMAGE_TOKEN = "<image>"
 # From the authors' names to those of transformers' LLaVA-NeXT before its fourth version, which mlx-vlm reads.

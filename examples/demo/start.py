@@ -14,7 +14,8 @@ from questions import SEED, vocabulary
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from avg_mlx.config import Config
-from avg_mlx.model import Model, tensors_of
+from avg_mlx.model.avg_llava import Model
+from avg_mlx.model.inventory import tensors_of
 
 CROP = 64  # pixels: a small picture is one crop
 CONFIG = {

@@ -36,13 +36,14 @@ from questions import ALPHABET, SEED, random_text, short_text
 from words import LEARNED
 
 from avg_mlx import load
-from avg_mlx.adapters import AdapterConfig
 from avg_mlx.cli.progress import Bar
-from avg_mlx.image import make_crops
-from avg_mlx.model import Model, tensors_of
+from avg_mlx.inputs.image import make_crops
+from avg_mlx.model.avg_llava import Model
+from avg_mlx.model.inventory import tensors_of
 from avg_mlx.training.loop import LoopSettings, MicroLoss, train
 from avg_mlx.training.plan import Plan
 from avg_mlx.training.run import Run
+from avg_mlx.weights.adapters import AdapterConfig
 
 NAMES = ["nothing", *ALPHABET, *SHAPES]
 COVERS = ["nothing", *INKS]

@@ -1,0 +1,134 @@
+"""An append-only JSON Lines file that one process writes, and that a later process resumes."""
+
+import fcntl
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from .errors import AvgMlxError, InputError
+from .files import read_json, write_json
+
+SETTINGS = "run.json"
+
+Row = dict[str, Any]
+
+
+class Journal:
+    """The rows of a JSON Lines file, and the sole right to append to it.
+
+    Opening creates the file where it is missing, locks it, drops a last line that was cut off, and reads the others
+    into `rows`. The system releases the lock when the process ends, however it ends.
+
+    `settings` say what the rows belong to. They are kept in `run.json` beside the file, and must be the same whenever
+    the file is resumed. Without them, the rows have to tell by themselves.
+
+    Raises InputError if another process has the file open, if a line is not a JSON object, or if the settings differ;
+    AvgMlxError if the file cannot be opened or written.
+    """
+
+    def __init__(self, file: Path, settings: Mapping[str, Any] | None = None):
+        self.file = file
+        self.settings_file = file.with_name(SETTINGS)
+        self._stream = _open(file)
+        try:
+            self.rows = self._read()
+            self.resumed = bool(self.rows) or (settings is not None and self.settings_file.exists())
+            if settings is not None:
+                self._settle(settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the lock."""
+        self._stream.close()
+
+    def append(self, *rows: Row) -> None:
+        """Write rows at the end of the file, each on its line."""
+        try:
+            self._stream.write("".join(map(_line, rows)).encode())
+            self._stream.flush()
+        except OSError as error:
+            raise AvgMlxError(
+                f"cannot write {self.file} ({error.strerror}); make room, then run the same command again to resume"
+            ) from error
+        self.rows += rows
+
+    def keep(self, wanted: Callable[[Row], bool]) -> None:
+        """Cut the file before the first row that is not wanted."""
+        kept = next((n for n, row in enumerate(self.rows) if not wanted(row)), len(self.rows))
+        lines = self.file.read_bytes().split(b"\n")[:kept]
+        self._stream.truncate(sum(len(line) + 1 for line in lines))
+        self.rows = self.rows[:kept]
+
+    def _read(self) -> list[Row]:
+        *lines, rest = self.file.read_bytes().split(b"\n")
+        rows = [self._parse(number, line) for number, line in enumerate(lines, 1)]
+        if rest:  # the process that wrote it was killed
+            self._stream.truncate(sum(len(line) + 1 for line in lines))
+        return rows
+
+    def _parse(self, number: int, line: bytes) -> Row:
+        try:
+            row = json.loads(line)
+            if isinstance(row, dict):
+                return row
+            found = f"a {type(row).__name__}"
+        except (ValueError, RecursionError) as error:
+            found = str(error)
+        raise InputError(
+            f"{self.file}, line {number}: expected a JSON object that avg-mlx wrote ({found}); choose another output"
+        )
+
+    def _settle(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings, or see that they are the ones that the rows were written with."""
+        now = json.loads(json.dumps(settings))
+        if not self.settings_file.exists():
+            if self.rows:
+                raise InputError(
+                    f"{self.file} has rows, but no {SETTINGS} beside it says what they belong to; choose another output"
+                )
+            write_json(self.settings_file, now)
+            return
+        before = read_json(self.settings_file)
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        if changed:
+            told = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
+            raise InputError(f"{self.file.parent} cannot be resumed: {told}. Set it back, or choose another output")
+
+
+def _open(file: Path) -> BinaryIO:
+    """Open a file for appending, and lock it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = file.open("ab")
+    except OSError as error:
+        raise AvgMlxError(f"cannot write {file} ({error.strerror}); choose another output, or make room") from error
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        raise InputError(
+            f"another process is writing {file}; wait until it has ended, or choose another output"
+        ) from None
+    return stream
+
+
+def _line(row: Row) -> str:
+    """A row as JSON, its text readable, with escapes only where a text holds half a character."""
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(row) + "\n"
+    return line

@@ -1,0 +1,1 @@
+"""The network: crops become features, the router picks a granularity, the language model reads the chosen tokens."""

@@ -1,0 +1,108 @@
+"""The visual granularity router: features, pooled to their pyramid, and instruction → one logit per granularity.
+
+Ported from AVG-LLaVA (arXiv 2410.02745, section 3.2) as its weights were trained.
+"""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config import Config
+
+Pool = Callable[[mx.array], mx.array]  # (crops, tokens, D) → (crops, positions, D), averages of tokens
+
+HEADS = 8  # of the crop mixer; the authors fixed it
+DROPOUT = 0.1
+
+
+def text_filter(text: mx.array, base_features: mx.array, count: int) -> mx.array:
+    """Keep the text tokens that resemble the image most.
+
+    text: (tokens, D) embeddings of the whole prompt but the image; base_features: (patches, D) of the base crop.
+    Returns (count, D), zero rows where the prompt is shorter. As trained: in order of falling similarity, not of
+    reading.
+    """
+    # The mean of cosines is the cosine's numerator with the mean of unit vectors: one product instead of many.
+    direction = _unit(base_features.astype(mx.float32)).mean(axis=0)
+    similarity = _unit(text.astype(mx.float32)) @ direction  # (tokens,)
+    kept = text[mx.argsort(-similarity)[:count]]
+    return mx.pad(kept, [(0, count - kept.shape[0]), (0, 0)])
+
+
+def _unit(x: mx.array) -> mx.array:
+    return x / mx.maximum(mx.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
+
+
+class CropAttention(nn.MultiHeadAttention):
+    """Self-attention across crops, for each position by itself; its weights drop out in training, as PyTorch's do."""
+
+    def __init__(self, D: int):
+        super().__init__(D, HEADS, bias=True)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def __call__(self, x: mx.array, pool: Pool) -> mx.array:  # type: ignore[override]
+        projections = (self.query_proj, self.key_proj, self.value_proj)
+        q, k, v = (mx.unflatten(pool(p(x)), -1, (HEADS, -1)).transpose(1, 2, 0, 3) for p in projections)
+        weights = mx.softmax((q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2), axis=-1, precise=True)
+        mixed = self.dropout(weights) @ v  # (positions, heads, crops, D / heads)
+        return self.out_proj(mixed.transpose(2, 0, 1, 3).flatten(-2))
+
+
+class CropMixer(nn.Module):
+    """A post-norm Transformer layer. As trained: each position attends to itself in the image's other crops."""
+
+    def __init__(self, D: int):
+        super().__init__()
+        self.attention = CropAttention(D)
+        self.linear1 = nn.Linear(D, D)
+        self.linear2 = nn.Linear(D, D)
+        self.norm1 = nn.LayerNorm(D)
+        self.norm2 = nn.LayerNorm(D)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def __call__(self, x: mx.array, pool: Pool) -> mx.array:
+        """(crops, tokens, D) → (crops, positions, D): the layer of the pooled tokens.
+
+        The projection of an average is the average of projections, so attention projects before pooling: fewer rows.
+        """
+        x = self.norm1(pool(x) + self.dropout(self.attention(x, pool)))
+        y = self.linear2(self.dropout(nn.relu(self.linear1(x))))
+        return self.norm2(x + self.dropout(y))
+
+
+class Scorer(nn.Module):
+    """Scores every position by itself: (…, D) → (…, granularities)."""
+
+    def __init__(self, D: int, granularities: int):
+        super().__init__()
+        self.linear1 = nn.Linear(D, D)
+        self.linear2 = nn.Linear(D, granularities)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear2(nn.gelu(self.linear1(x)))
+
+
+class Router(nn.Module):
+    """Text filter → crop mixer → scorer → mean over crops → vote → logit norm."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.filtered_text_num = config.filtered_text_num
+        self.crop_mixer = CropMixer(config.hidden_size)
+        self.scorer = Scorer(config.hidden_size, len(config.granularities))
+        self.voter = mx.zeros((config.voter_size, 1))
+        self.logit_norm = nn.LayerNorm(len(config.granularities))
+
+    def __call__(self, features: mx.array, text: mx.array, pool: Pool) -> mx.array:
+        """features: (crops, patches, D), of which `pool` makes the pyramid; text: (tokens, D).
+
+        Returns (granularities,) logits for the whole image.
+        """
+        filtered = text_filter(text, features[0], self.filtered_text_num).astype(features.dtype)
+        # Every crop reads the same text, and comes to the same but for dropout: one stands for all.
+        readers = len(features) if self.training else 1
+        filtered = mx.broadcast_to(filtered, (readers, *filtered.shape))
+        parts = [self.crop_mixer(features, pool), self.crop_mixer(filtered, lambda x: x)]
+        scores = mx.concatenate([self.scorer(x).mean(axis=0) for x in parts])  # (positions, granularities)
+        return self.logit_norm((scores * self.voter).sum(axis=0))

@@ -1,0 +1,1 @@
+"""Weights on disk: checkpoints are found, checked, loaded, converted, quantized, fused and exported."""

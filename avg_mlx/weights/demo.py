@@ -1,0 +1,8 @@
+"""The small model that comes with the package."""
+
+from pathlib import Path
+
+
+def demo_model() -> Path:
+    """Its folder: trained by examples/demo, it knows shapes, colours and short texts (docs/demo.md)."""
+    return Path(__file__).parent.parent / "demo_model"
