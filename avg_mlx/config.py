@@ -1,4 +1,4 @@
-"""The architecture, parsed once from a checkpoint's own keys. Nothing here imports MLX."""
+"""The architecture, parsed once from a checkpoint's own keys, without MLX."""
 
 import ast
 import re
@@ -66,7 +66,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """AVG-LLaVA: language model, vision tower, projector, granularities and router."""
+    """The parts of an AVG-LLaVA model: language model, vision tower, projector, granularities and router."""
 
     text: Mapping[str, Any]  # the language model's keys, as mlx-lm reads them
     vision: VisionConfig
@@ -83,7 +83,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, keys: Mapping[str, Any]) -> "Config":
-        """Parse a checkpoint's `config.json` with its tower's under `vision_config`; InputError says what is off."""
+        """Parse a `config.json` that has the tower's config under `vision_config`; InputError says what is wrong."""
         _one_of("model_type", keys.get("model_type"), (MODEL_TYPE,))
         text = {"tie_word_embeddings": False, **keys, "model_type": TEXT_MODEL}  # mlx-lm's default is tied
         keys = {name: value for name, value in keys.items() if value is not None}
@@ -120,24 +120,30 @@ class Config:
         )
 
     def crop_grid(self, image_size: Pair) -> Pair:
-        """(rows, columns) of an image's local crops; (0, 0) when only the base crop is looked at."""
+        """Return the (rows, columns) of an image's local crops; (0, 0) if there is only the base crop."""
         if self.image_aspect_ratio == "pad":
             return 0, 0
         height, width = best_resolution(image_size, self.grid_pinpoints)
         return height // self.vision.image_size, width // self.vision.image_size
 
     def visual_tokens(self, granularity: int, image_size: Pair) -> int:
-        """How many tokens an image of (height, width) takes at `granularity`."""
+        """Count the tokens that an image of (height, width) takes at `granularity`."""
         return visual_token_count(granularity, self.vision.patch_grid, self.crop_grid(image_size), image_size)
 
     @property
     def voter_size(self) -> int:
-        """Positions the voter weighs: every granularity's tokens of one crop, then the filtered text."""
+        """The number of positions that the voter weighs: one crop's tokens at every granularity, and filtered text."""
         return sum(self.granularities) + self.filtered_text_num
 
     @property
     def finest(self) -> int:
+        """The largest granularity."""
         return max(self.granularities)
+
+    @property
+    def head_size(self) -> int:
+        """The width of one attention head of the language model."""
+        return int(self.text.get("head_dim") or self.hidden_size // self.text["num_attention_heads"])
 
 
 REQUIRED: dict[str, Any] = {
@@ -166,7 +172,7 @@ IN_WORDS: dict[Any, str] = {
 
 
 def _check(keys: Mapping[str, Any], where: str, types: Mapping[str, Any], required: Iterable[str] = ()) -> None:
-    """Raise InputError that lists all missing keys, or else all values of another type than theirs."""
+    """Raise an InputError that lists all missing keys, or else all values of a wrong type."""
     missing = [name for name in required if name not in keys]
     if missing:
         raise InputError(f"{where} lacks {', '.join(missing)}; is it the config of an AVG-LLaVA checkpoint?")
@@ -176,7 +182,7 @@ def _check(keys: Mapping[str, Any], where: str, types: Mapping[str, Any], requir
         if name in keys and not _is(kind, keys[name])
     ]
     if wrong:
-        raise InputError(f"{where} is damaged: {'; '.join(wrong)}; get it again")
+        raise InputError(f"{where} is damaged: {'; '.join(wrong)}; download it again")
 
 
 def _is(kind: Any, value: Any) -> bool:
@@ -200,7 +206,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _vision_layers(select_layer: Any, num_hidden_layers: int) -> int:
-    """How many layers give `hidden_states[select_layer]`; entry 0 is the embeddings."""
+    """Count the layers that give `hidden_states[select_layer]`, where entry 0 is the embeddings."""
     hidden_states = range(num_hidden_layers + 1)
     try:
         return hidden_states[select_layer]
@@ -230,7 +236,7 @@ def _granularities(given: Any, patch_grid: Pair) -> tuple[int, ...]:
 
 
 def _pinpoints(values: Any, crop_size: int) -> tuple[Pair, ...]:
-    """(width, height) pairs, listed or as a string, turned to (height, width)."""
+    """Turn (width, height) pairs, listed or written as a string, into (height, width)."""
     try:
         pinpoints = tuple((int(height), int(width)) for width, height in _listed(values))
     except (TypeError, ValueError):
@@ -242,8 +248,8 @@ def _pinpoints(values: Any, crop_size: int) -> tuple[Pair, ...]:
     return pinpoints
 
 
-def _listed(values: Any) -> tuple:
-    """A list or tuple, as it stands or written as a string; empty if it is neither."""
+def _listed(values: Any) -> tuple[Any, ...]:
+    """Return a list or tuple, as it stands or written as a string; empty if it is neither."""
     try:
         values = ast.literal_eval(values) if isinstance(values, str) else values
     except (ValueError, SyntaxError):

@@ -1,7 +1,7 @@
-"""Where crops and tokens lie: sizes, grids and bounds. Plain numbers, no arrays.
+"""Where crops and tokens lie: sizes, grids and bounds, as plain numbers.
 
-Every pair is (height, width) or (rows, columns). The rules, their float divisions and truncations included,
-are LLaVA-NeXT's (`select_best_resolution`, `resize_and_pad_image`, `unpad_image` in its `mm_utils.py` and
+Every pair is (height, width) or (rows, columns). The rules, including their float divisions and truncations, are
+LLaVA-NeXT's (`select_best_resolution`, `resize_and_pad_image`, `unpad_image` in its `mm_utils.py` and
 `llava_arch.py`) and AVG-LLaVA's granularity scaler.
 """
 
@@ -12,7 +12,7 @@ Pair = tuple[int, int]
 
 
 def best_resolution(image_size: Pair, grid_pinpoints: Sequence[Pair]) -> Pair:
-    """The pinpoint that keeps most of the image's pixels; ties go to the least empty area, then to the first."""
+    """Return the pinpoint that keeps most of the image's pixels. Ties go to the least empty area, then to the first."""
     height, width = image_size
 
     def fit(resolution: Pair) -> Pair:
@@ -25,7 +25,7 @@ def best_resolution(image_size: Pair, grid_pinpoints: Sequence[Pair]) -> Pair:
 
 
 def fit_within(image_size: Pair, resolution: Pair) -> Pair:
-    """The image's size when it is scaled, aspect kept, to the largest that fits inside `resolution`."""
+    """Return the largest size that fits inside `resolution` with the image's aspect ratio."""
     (height, width), (max_height, max_width) = image_size, resolution
     scale_h, scale_w = max_height / height, max_width / width
     if scale_w < scale_h:
@@ -34,7 +34,7 @@ def fit_within(image_size: Pair, resolution: Pair) -> Pair:
 
 
 def pooling_kernel(granularity: int, patch_grid: Pair) -> Pair:
-    """The average-pooling kernel (and stride) that leaves `granularity` tokens of a crop's patch grid."""
+    """Return the average-pooling kernel, and stride, that leaves `granularity` tokens of a crop's patch grid."""
     patches = patch_grid[0] * patch_grid[1]
     if granularity * 2 == patches:
         return 1, 2
@@ -45,16 +45,16 @@ def pooling_kernel(granularity: int, patch_grid: Pair) -> Pair:
 
 
 def token_grid(granularity: int, patch_grid: Pair) -> Pair:
-    """A crop's (rows, columns) of tokens at `granularity`."""
+    """Return a crop's (rows, columns) of tokens at `granularity`."""
     kernel = pooling_kernel(granularity, patch_grid)
     return patch_grid[0] // kernel[0], patch_grid[1] // kernel[1]
 
 
 def unpad_bounds(grid: Pair, image_size: Pair) -> tuple[slice, slice]:
-    """The rows and columns of `grid` that show the image and not the black bars around it.
+    """Return the rows and columns of `grid` that show the image and not the black bars around it.
 
-    As trained: `grid` is compared with the image as if its cells were square. They are not at granularities
-    N/2 and N/8, where rows of real content are cut away too.
+    As trained, `grid` is compared with the image as if its cells were square. At granularities N/2 and N/8 they are
+    not, and rows of real content are cut away too.
     """
     (rows, columns), (height, width) = grid, image_size
     if width / height > columns / rows:
@@ -65,7 +65,7 @@ def unpad_bounds(grid: Pair, image_size: Pair) -> tuple[slice, slice]:
 
 
 def visual_token_count(granularity: int, patch_grid: Pair, crop_grid: Pair, image_size: Pair) -> int:
-    """How many tokens packing gives: the base crop's, then the local crops' unpadded rows with their newlines."""
+    """Count the tokens that packing gives: the base crop's, then the local crops' unpadded rows with newlines."""
     rows, columns = token_grid(granularity, patch_grid)
     if crop_grid == (0, 0):
         return rows * columns

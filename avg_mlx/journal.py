@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +19,9 @@ Row = dict[str, Any]
 class Journal:
     """The rows of a JSON Lines file, and the sole right to append to it.
 
-    Opening creates the file where it is missing, locks it, drops a last line that was cut off, and reads the others
-    into `rows`. The system releases the lock when the process ends, however it ends.
+    Opening creates the file where it is missing, locks it, and reads its lines into `rows`. A last line that was cut
+    off is left out, and overwritten by the next row. The system releases the lock when the process ends, however it
+    ends.
 
     `settings` say what the rows belong to. They are kept in `run.json` beside the file, and must be the same whenever
     the file is resumed. Without them, the rows have to tell by themselves.
@@ -56,8 +58,11 @@ class Journal:
     def append(self, *rows: Row) -> None:
         """Write rows at the end of the file, each on its line."""
         try:
+            if self._stream.seek(0, os.SEEK_END) > self._end:
+                self._stream.truncate(self._end)  # a line that was cut off
             self._stream.write("".join(map(_line, rows)).encode())
             self._stream.flush()
+            self._end = self._stream.tell()
         except OSError as error:
             raise AvgMlxError(
                 f"cannot write {self.file} ({error.strerror}); make room, then run the same command again to resume"
@@ -68,15 +73,14 @@ class Journal:
         """Cut the file before the first row that is not wanted."""
         kept = next((n for n, row in enumerate(self.rows) if not wanted(row)), len(self.rows))
         lines = self.file.read_bytes().split(b"\n")[:kept]
-        self._stream.truncate(sum(len(line) + 1 for line in lines))
+        self._end = sum(len(line) + 1 for line in lines)
+        self._stream.truncate(self._end)
         self.rows = self.rows[:kept]
 
     def _read(self) -> list[Row]:
-        *lines, rest = self.file.read_bytes().split(b"\n")
-        rows = [self._parse(number, line) for number, line in enumerate(lines, 1)]
-        if rest:  # the process that wrote it was killed
-            self._stream.truncate(sum(len(line) + 1 for line in lines))
-        return rows
+        *lines, _ = self.file.read_bytes().split(b"\n")
+        self._end = sum(len(line) + 1 for line in lines)
+        return [self._parse(number, line) for number, line in enumerate(lines, 1)]
 
     def _parse(self, number: int, line: bytes) -> Row:
         try:

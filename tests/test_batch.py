@@ -98,7 +98,7 @@ def test_the_next_batch_waits_until_it_is_wanted(stopping):
         (Request("Why?", SQUARE, max_visual_tokens=1), "no granularity fits"),
         (Request("Why?", max_tokens=0), "max_tokens is 0"),
         (Request("Why? " * 300), "but the model has 512"),
-        (Request("<image>?", [SQUARE, SQUARE]), "1 <image> but 2 images"),
+        (Request("<image>?", [SQUARE, SQUARE]), "1 <image>, but 2 images"),
     ],
     ids=range(8),
 )
@@ -165,7 +165,8 @@ def test_a_sampler_is_used(stopping):
 def test_timings_are_there(stopping):
     for answer in generate_batch(*stopping, MIXED[:3]):
         t = answer.timings
-        assert min(t.preprocess, t.vision, t.router, t.prefill, t.prompt_tokens_per_second) > 0
+        assert min(t.preprocess, t.vision, t.prefill, t.prompt_tokens_per_second) > 0
+        assert t.router > 0 or answer.counters.router_calls == 0
 
 
 def test_a_batch_gives_its_memory_back(stopping, no_spare_buffers):

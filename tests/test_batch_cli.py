@@ -1,14 +1,18 @@
 """`avg-mlx generate --batch`: every question answered once, whatever comes between."""
 
+import io
 import json
+import re
+import sys
 
 import pytest
 from conftest import RECORDS, write_samples
 from PIL import Image
 
-from avg_mlx import generate, load
+from avg_mlx import FileOptions, Request, Sampling, answer_file, generate, load
 from avg_mlx.cli.generate import main
-from avg_mlx.inference import batch
+from avg_mlx.inference import batch, batch_file
+from avg_mlx.journal import Journal
 
 QUESTIONS = [
     {"id": "wide", "image": "wide.png", "prompt": "What is this?"},
@@ -50,8 +54,8 @@ def run(tiny_folder, folder, capfd):
 def asked(monkeypatch):
     """The prompts that are put to the model, as they come."""
     prompts = []
-    look = batch.look
-    monkeypatch.setattr(batch, "look", lambda *args, **kw: prompts.append(args[2]) or look(*args, **kw))
+    prepare = batch.prepare
+    monkeypatch.setattr(batch, "prepare", lambda *args: prompts.append(args[2]) or prepare(*args))
     return prompts
 
 
@@ -117,7 +121,7 @@ def test_it_goes_on_where_it_was_cut_off(run, folder, asked, kept, cut):
 
 
 def test_ctrl_c_loses_nothing_and_repeats_nothing(run, folder, asked, monkeypatch):
-    stream = batch.stream_batch
+    stream = batch_file.stream_batch
 
     def press(*args, **kwargs):
         for n, answer in enumerate(stream(*args, **kwargs)):
@@ -126,8 +130,11 @@ def test_ctrl_c_loses_nothing_and_repeats_nothing(run, folder, asked, monkeypatc
             yield answer
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "stream_batch", press)
-        assert run("--batch-size", 2) == (130, ["", "generate.py: interrupted"])
+        patch.setattr(batch_file, "stream_batch", press)
+        status, (_, told) = run("--batch-size", 2)
+        assert status == 130
+        assert "2 of 5 answers are in" in told
+        assert "the same command resumes" in told
     first = rows(folder)
     assert len(first) == 2
     del asked[:]
@@ -138,20 +145,23 @@ def test_ctrl_c_loses_nothing_and_repeats_nothing(run, folder, asked, monkeypatc
 
 
 BAD = [
-    ("{", "not JSON ("),
+    ("{", "not valid JSON ("),
     ('"text"', "a str, expected an object with id, image and prompt"),
     ({"image": "wide.png", "prompt": "?"}, "id is None, expected a text or a whole number"),
     ({"id": True, "prompt": "?"}, "id is True, expected a text or a whole number"),
-    ({"id": "wide", "prompt": "?"}, "id 'wide' is line 1's already; choose another"),
+    ({"id": "wide", "prompt": "?"}, "id 'wide' is the id of line 1 too; choose another"),
     ({"id": "a"}, "prompt is None, expected a text"),
     ({"id": "a", "prompt": 5}, "prompt is 5, expected a text"),
     ({"id": "a", "prompt": ""}, "the prompt is empty; ask something"),
-    ({"id": "a", "prompt": "\ud800"}, "not JSON ("),
+    ({"id": "a", "prompt": "\ud800"}, "not UTF-8 text"),
     ({"id": "a", "prompt": "?", "image": 5}, "image is 5, expected a path, URL or data URI, or a list of them"),
     ({"id": "a", "prompt": "?", "image": "absent.png"}, "absent.png; give a path"),
     ({"id": "a", "prompt": "?", "image": "data.json"}, "data.json is not an image"),
     ({"id": "a", "prompt": "?", "image": "data:,"}, "the data URI is empty"),
-    ({"id": "a", "prompt": "?", "granularity": 5}, "granularity is 5, but this model has auto and 1, 2, 4, 8, 16"),
+    (
+        {"id": "a", "prompt": "?", "granularity": 5},
+        "granularity is 5; choose auto or one of this model's: 1, 2, 4, 8, 16",
+    ),
     ({"id": "a", "prompt": "?", "max_tokens": "5"}, "max_tokens is '5', expected a whole number"),
     ({"id": "a", "prompt": "?", "max_tokens": 0}, "max_tokens is 0; expected 1 or more"),
     ({"id": "a", "prompt": "? " * 600}, "but the model has 512"),
@@ -165,10 +175,7 @@ def test_a_bad_line_is_told_with_its_number_and_the_rest_goes_on(run, folder, as
     assert status == 2
     assert told.startswith(f"{folder / 'questions.jsonl'}, line 3: ")
     assert words in told
-    assert summary == (
-        f"generate.py: 1 lines of {folder / 'questions.jsonl'} have no answer, all others do; mend them and run this "
-        "again"
-    )
+    assert summary.startswith(f"generate.py: 1 lines of {folder / 'questions.jsonl'} have no answer")
     assert rows(folder).keys() == {"wide", "tall"}
     write(folder, [QUESTIONS[0], "", {"id": "a", "prompt": "Mended?"}, QUESTIONS[3]])
     del asked[:]
@@ -185,22 +192,23 @@ def answered(run, folder):
     assert (folder / "answers.jsonl").read_bytes() == before
 
 
-def refusal(folder, line=1) -> str:
-    return (
-        f"generate.py: {folder / 'answers.jsonl'}, line {line}: not this model's answer to a question of "
-        f"{folder / 'questions.jsonl'} with these options; choose another --output"
-    )
+def refuses(outcome, folder, line: int | str = 1) -> bool:
+    """Whether a run was refused because a line of its output is not an answer of this run."""
+    status, (told,) = outcome
+    file = folder / "answers.jsonl"
+    found = re.fullmatch(rf"generate\.py: {re.escape(str(file))}, line {line}: .*; choose another output", told)
+    return status == 2 and found is not None
 
 
 def test_another_models_answers_are_refused(run, answered, tiny_four_bits):
-    assert run(model=tiny_four_bits) == (2, [refusal(answered)])
+    assert refuses(run(model=tiny_four_bits), answered)
 
 
 @pytest.mark.parametrize(
     "options", [["--temp", 1], ["--system-prompt", "Be brief."], ["-m", 5], ["--seed", 1]], ids=str
 )
 def test_answers_with_other_options_are_refused(run, answered, options):
-    assert run(*options) == (2, [refusal(answered)])
+    assert refuses(run(*options), answered, line=r"\d+")
 
 
 def test_options_that_change_no_answer_may_change(run, answered):
@@ -211,26 +219,26 @@ def test_options_that_change_no_answer_may_change(run, answered):
 def test_an_answer_to_another_question_is_refused(run, answered, change):
     line = next(n for n, id in enumerate(rows(answered), 1) if id == "wide")
     write(answered, [QUESTIONS[0] | change, *QUESTIONS[1:]])
-    assert run() == (2, [refusal(answered, line)])
+    assert refuses(run(), answered, line)
 
 
 @pytest.mark.parametrize("content", [b"{}\n", b"[1]\n", b"mine\n", b'{"id": [], "key": ""}\n', b"\xff\n", b"\n"])
 def test_a_file_of_something_else_is_refused_and_left_alone(run, folder, content):
     (folder / "answers.jsonl").write_bytes(content + b"more")
-    assert run() == (2, [refusal(folder)])
+    assert refuses(run(), folder)
     assert (folder / "answers.jsonl").read_bytes() == content + b"more"
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--batch", "q.jsonl"], "--batch answers into a file; name it with --output"),
+        (["--batch", "q.jsonl"], "name it with --output, or print them with --output -"),
         (["--batch", "q.jsonl", "--output", "a.jsonl", "--image", "x.png"], "--image is for one question"),
         (["--batch", "q.jsonl", "--output", "a.jsonl", "--kv-bits", "4"], "--batch has a plain KV cache"),
         (["--batch", "q.jsonl", "--output", "a.jsonl", "--max-kv-size", "9"], "--batch has a plain KV cache"),
         (["--batch", "absent.jsonl", "--output", "a.jsonl"], "cannot read absent.jsonl (No such file or directory)"),
         (["--batch", "empty.jsonl", "--output", "a.jsonl"], "empty.jsonl has no questions; expected JSON Lines"),
-        (["--batch", "bad.jsonl", "--output", "a.jsonl"], "bad.jsonl, line 2: not JSON"),
+        (["--batch", "bad.jsonl", "--output", "a.jsonl"], "bad.jsonl, line 2: not valid JSON"),
         (["--batch", "q.jsonl", "-p", "Why?"], "argument --prompt/-p: not allowed with argument --batch"),
         (["--batch", "q.jsonl", "--output", "a.jsonl", "--batch-size", "0"], "argument --batch-size: 0 is not a whole"),
     ],
@@ -241,19 +249,17 @@ def test_what_cannot_be_is_refused_before_the_model_is_loaded(refused, tmp_path,
     (tmp_path / "q.jsonl").write_text('{"id": 1, "prompt": "Why?"}')
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "bad.jsonl").write_text("\n{\n")
-    monkeypatch.setattr("avg_mlx.load", lambda *_, **__: pytest.fail("it was loaded"), raising=False)
+    monkeypatch.setattr("avg_mlx.weights.checkpoint.load", lambda *_, **__: pytest.fail("it was loaded"))
     assert words in refused(main, *options)
     assert not (tmp_path / "a.jsonl").exists()
 
 
 def test_an_output_that_cannot_be_written_is_told(refused, folder, monkeypatch):
-    monkeypatch.setattr("avg_mlx.load", lambda *_, **__: pytest.fail("it was loaded"), raising=False)
-    output = folder / "nowhere" / "answers.jsonl"
+    monkeypatch.setattr("avg_mlx.weights.checkpoint.load", lambda *_, **__: pytest.fail("it was loaded"))
+    output = folder / "wide.png" / "answers.jsonl"  # in a file, not a folder
     line = refused(main, "--batch", folder / "questions.jsonl", "--output", output, status=1)
-    assert (
-        line
-        == f"generate.py: cannot write {output} (No such file or directory); see to that and run it again: it goes on"
-    )
+    assert line.startswith(f"generate.py: cannot write {output} (")
+    assert line.endswith("; choose another output, or make room")
 
 
 def test_ids_and_texts_may_be_of_any_language(run, folder, tiny_folder):
@@ -264,3 +270,54 @@ def test_ids_and_texts_may_be_of_any_language(run, folder, tiny_folder):
         rows(folder)["问题"]["text"]
         == generate(*load(tiny_folder), "Où est-ce ?", folder / "été.png", max_tokens=4).text
     )
+
+
+def test_a_second_process_is_refused_while_the_first_one_writes(run, folder):
+    with Journal(folder / "answers.jsonl"):
+        status, (told,) = run()
+    assert status == 2
+    assert f"another process is writing {folder / 'answers.jsonl'}; wait" in told
+    assert run() == (0, [])
+
+
+def test_questions_may_come_from_standard_input_and_answers_go_to_standard_output(
+    run, folder, tiny_folder, monkeypatch, capfd
+):
+    run()
+    questions = (folder / "questions.jsonl").read_bytes()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(questions + b"{")))
+    before = sorted(folder.iterdir())
+    assert main(["--model", str(tiny_folder), "--batch", "-", "--output", "-", "-m", "4"]) == 2
+    out, err = capfd.readouterr()
+    printed = {row["id"]: row["token_ids"] for row in map(json.loads, out.splitlines())}
+    assert printed == {id: row["token_ids"] for id, row in rows(folder).items()}
+    assert [line.partition(": ")[0] for line in err.splitlines()] == ["-, line 6", "generate.py"]
+    assert sorted(folder.iterdir()) == before
+
+
+def test_the_questions_are_not_overwritten(refused, folder):
+    before = (folder / "questions.jsonl").read_bytes()
+    line = refused(main, "--batch", folder / "questions.jsonl", "--output", folder / "questions.jsonl")
+    assert "the file of questions itself; choose another" in line
+    assert (folder / "questions.jsonl").read_bytes() == before
+
+
+def test_python_users_have_the_same(run, folder, tiny, tmp_path):
+    run()
+    write(folder, [*QUESTIONS, {"id": "bad", "prompt": ""}])
+    told, seen = [], []
+    output = tmp_path / "python" / "answers.jsonl"
+    problems = answer_file(
+        *tiny,
+        folder / "questions.jsonl",
+        output,
+        defaults=Request("", max_tokens=4),
+        options=FileOptions(sampling=Sampling()),
+        tell=told.append,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert problems == told == [f"{folder / 'questions.jsonl'}, line 6: the prompt is empty; ask something"]
+    assert (seen[0], seen[-1]) == ((0, 6), (6, 6))
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {row["id"]: row["text"] for row in written} == {id: row["text"] for id, row in rows(folder).items()}

@@ -310,7 +310,7 @@ def test_an_answer_that_spells_a_placeholder_is_no_image(ending):
     ("prompt", "image", "options", "words"),
     [
         ("", None, {}, "prompt is empty"),
-        ("<image> What?", None, {}, "1 <image> but 0 images"),
+        ("<image> What?", None, {}, "1 <image>, but 0 images"),
         ("What?", "absent.png", {}, "no image at absent.png"),
         ("What?", b"no image", {}, "not an image"),
         ("What?", WIDE, {"granularity": 3}, "granularity is 3"),

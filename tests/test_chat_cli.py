@@ -1,7 +1,10 @@
 """`avg-mlx chat`, its standard input a pipe."""
 
+import contextlib
 import io
 import json
+import os
+import pty
 import sys
 
 import pytest
@@ -31,6 +34,14 @@ def chat(tiny_folder, photos, monkeypatch, capfd):
         return status, out, err.splitlines()
 
     return run
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
 def expected(tiny, messages, images, **options) -> str:
@@ -125,10 +136,10 @@ def test_an_existing_file_is_not_overwritten(chat, tmp_path):
         ("/image", "which image? /image PATH"),
         ("/image absent.png", "no image at absent.png; give a path, an http(s) URL, a data URI or -"),
         ("/image data.json", "data.json is not an image that Pillow can read; give a PNG, JPEG, WebP, …"),
-        ("/granularity", "granularity is '', but this model has auto and 1, 2, 4, 8, 16"),
-        ("/granularity 5", "granularity is 5, but this model has auto and 1, 2, 4, 8, 16"),
-        ("/granularity fine", "granularity is 'fine', but this model has auto and 1, 2, 4, 8, 16"),
-        ("<image>?", "the prompt has 1 <image> but 0 images came with it; write one <image> for each image, or none"),
+        ("/granularity", "granularity is ''; choose auto or one of this model's: 1, 2, 4, 8, 16"),
+        ("/granularity 5", "granularity is 5; choose auto or one of this model's: 1, 2, 4, 8, 16"),
+        ("/granularity fine", "granularity is 'fine'; choose auto or one of this model's: 1, 2, 4, 8, 16"),
+        ("<image>?", "the prompt has 1 <image>, but 0 images were given; write one <image> for each image"),
         (b"\xff", "this is not UTF-8 text"),
         ("Why? " * 300, "but the model has 512"),
     ],
@@ -146,7 +157,7 @@ def test_help_lists_every_command(chat):
     status, out, err = chat("/help\n")
     assert (status, out) == (0, "")
     listed = [line.split()[0] for line in err]
-    assert listed == ["/image", "/granularity", "/clear", "/save", "/help", "/exit"]
+    assert listed == ["/image", "/granularity", "/clear", "/save", "/load", "/help", "/exit"]
 
 
 def test_exit_leaves(chat):
@@ -181,7 +192,39 @@ def test_ctrl_c_stops_an_answer_and_its_question_counts_as_not_asked(chat, tiny,
     assert err[1] == "[stopped: the question counts as not asked]"
 
 
-def test_ctrl_c_at_the_prompt_leaves(chat, monkeypatch):
+@pytest.fixture
+def terminal(tiny_folder, photos):
+    """`terminal(*keys)` types at a real terminal, waiting for the prompt before each; returns what was seen there."""
+
+    def run(*keys: bytes) -> tuple[int, str]:
+        child, fd = pty.fork()
+        if child == 0:
+            os.chdir(photos)
+            os.execv(sys.executable, [sys.executable, "-m", "avg_mlx", "chat", "--model", str(tiny_folder), "-m", "3"])
+        screen = b""
+        for key in keys:
+            while not screen.endswith(b"> "):
+                screen += os.read(fd, 1000)
+            os.write(fd, key)
+            screen += os.read(fd, 1)  # the echo, so that the prompt before it does not count again
+        with contextlib.suppress(OSError):  # the terminal closes with the process
+            while more := os.read(fd, 1000):
+                screen += more
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status), screen.decode()
+
+    return run
+
+
+def test_ctrl_c_drops_a_half_typed_line_and_ctrl_d_leaves_a_clean_line(terminal):
+    status, screen = terminal(b"half a quest\x03", b"/clear\n", b"\x04")
+    assert status == 0
+    assert "[/exit or Ctrl-D leaves]" in screen
+    assert "[conversation cleared]" in screen
+    assert screen.endswith("> \r\n")
+
+
+def test_ctrl_c_ends_a_chat_that_reads_a_pipe(chat, monkeypatch):
     def press(_):
         raise KeyboardInterrupt
 
@@ -189,8 +232,76 @@ def test_ctrl_c_at_the_prompt_leaves(chat, monkeypatch):
     assert chat("") == (130, "", ["", "avg-mlx chat: interrupted"])
 
 
+def test_silent_commands_confirm(chat, tmp_path):
+    file = tmp_path / "saved.json"
+    _, _, err = chat(f"/granularity 4\nWhy?\n/save {file}\n/clear\n/load {file}\n")
+    granularity, _, saved, cleared, loaded = err
+    assert granularity == "[granularity 4 from now on]"
+    assert saved == f"[1 questions saved to {file}]"
+    assert cleared == "[conversation cleared]"
+    assert loaded == f"[1 questions and 0 images loaded from {file}]"
+
+
+def test_a_saved_conversation_is_gone_on_with(chat, tiny, photos, tmp_path):
+    file = tmp_path / "my conversation.json"
+    options = ("--system-prompt", "Be brief.", "--quiet")
+    _, whole, _ = chat("/image wide.png\nWhat is it?\nWhere?\n", *options)
+    _, first, _ = chat(f"/image wide.png\nWhat is it?\n/save '{file}'\n", *options)
+    _, second, err = chat(f"Hello\n/load {file}\nWhere?\n/save {tmp_path}/again.json\n", "--quiet")
+    assert err == []
+    assert whole == first + second.splitlines(keepends=True)[-1]
+    assert json.loads((tmp_path / "again.json").read_text())["messages"][:3] == json.loads(file.read_text())["messages"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no file"),
+        ("{", "cannot be read as JSON"),
+        ("{}", "expected messages and images"),
+        ({"messages": [], "images": []}, "the prompt is empty"),
+        ({"messages": [user("Why?")], "images": []}, "expected user and assistant in turn"),
+        (
+            {
+                "messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "a"}],
+                "images": [],
+            },
+            "1 <image>",
+        ),
+        (
+            {
+                "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a"}],
+                "images": ["no.png"],
+            },
+            "no image at no.png",
+        ),
+    ],
+    ids=range(7),
+)
+def test_what_cannot_be_loaded_leaves_the_conversation_as_it_was(chat, tiny, tmp_path, content, words):
+    file = tmp_path / "saved.json"
+    if content is not None:
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+    status, _, err = chat(f"Hello\n/load {file}\n/save {tmp_path}/kept.json\n", "--quiet")
+    [said] = err
+    assert (status, words in said) == (0, True), said
+    assert len(json.loads((tmp_path / "kept.json").read_text())["messages"]) == 2
+
+
+def test_an_image_path_may_begin_at_home(chat, photos, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my photo.png").write_bytes((photos / "wide.png").read_bytes())
+    _, _, err = chat("/image ~/my photo.png\n/image ~/my\\ photo.png\n/image '~/my photo.png'\n")
+    assert [line.rpartition(": ")[2] for line in err] == ["100×50, 3 crops; ask about it]"] * 3
+
+
+def test_max_tokens_of_minus_one_is_taken(chat):
+    status, _, err = chat("Why?\n", "-m", -1, "--quiet")
+    assert (status, err) == (0, [])
+
+
 def test_sigterm_ends_the_chat_and_not_only_the_answer(chat, stopped):
-    from avg_mlx.cli import _Terminated
+    from avg_mlx.cli.parser import Terminated as _Terminated
 
     stopped(_Terminated())
     status, _, err = chat("Why?\nWhy?\n")

@@ -10,7 +10,8 @@ import pytest
 from conftest import CASES, CHECKPOINT, GOLDEN, GRANULARITIES, Reference
 
 from avg_mlx import Quantization, convert, load
-from avg_mlx.inference.view import look
+from avg_mlx.inference.options import Looking
+from avg_mlx.inference.steps import score, see
 from avg_mlx.model.inventory import tensors_of
 
 
@@ -57,16 +58,15 @@ def golden(tmp_path_factory):
 def test_choice_and_logits_stay_close_to_the_references(precision, case, golden):
     model, tokenizer = golden(**precision.options)
     reference = Reference(case)
-    views = look(model, tokenizer, CASES[case]["prompt"], GOLDEN / CASES[case]["image"])
+    seen = see(model, tokenizer, CASES[case]["prompt"], GOLDEN / CASES[case]["image"], Looking())
 
-    routing, logits = views.views[0].routing, reference("router_logits")
+    [routing], logits = score(model, seen), reference("router_logits")
     assert np.abs(np.array(routing.logits) - logits).max() < precision.tolerance
     best, second = np.argsort(-logits)[:2]
     decided = logits[best] - logits[second] > precision.lead
     assert GRANULARITIES.index(routing.choice) in ([best] if decided else [best, second])
 
-    visual_tokens = model.pack(views.features[0], GRANULARITIES[0], views.crops[0])
-    last = model(model.splice(views.ids, views.text, [visual_tokens])[None])[0, -1]
+    last = model(seen.embeddings(model, GRANULARITIES[:1])[None])[0, -1]
     error = np.abs(np.array(last.astype(mx.float32)) - reference("last_logits")[0])
     assert error.max() < precision.tolerance
     assert error.mean() < precision.tolerance / 4

@@ -33,7 +33,7 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path, cut):
     file.write_bytes(b'{"n": 1}\n' + (cut if isinstance(cut, bytes) else cut.encode()))
     with Journal(file) as journal:
         assert journal.rows == [{"n": 1}]
-        assert file.read_text() == '{"n": 1}\n'
+        assert file.read_bytes().startswith(b'{"n": 1}\n' + (cut if isinstance(cut, bytes) else cut.encode()))
         journal.append({"n": 2})
     assert file.read_text() == '{"n": 1}\n{"n": 2}\n'
 
@@ -64,7 +64,7 @@ def test_settings_must_stay(tmp_path):
     Journal(file, {"seed": 1, "modes": ("a",)}).close()
     with Journal(file, {"seed": 1, "modes": ["a"]}) as journal:
         assert journal.resumed
-    with pytest.raises(InputError, match="modes was .* and is .*; seed was 1 and is 2"):
+    with pytest.raises(InputError, match=r"modes was .* and is .*; seed was 1 and is 2"):
         Journal(file, {"seed": 2, "modes": ["b"]})
 
 
@@ -78,9 +78,10 @@ def test_rows_without_settings_are_refused(tmp_path):
 
 def test_a_second_writer_is_refused(tmp_path):
     file = tmp_path / "rows.jsonl"
-    with Journal(file) as journal, pytest.raises(InputError, match="another process is writing"):
+    with Journal(file) as journal:
         journal.append({"n": 1})
-        Journal(file)
+        with pytest.raises(InputError, match="another process is writing"):
+            Journal(file)
     Journal(file).close()
     assert file.read_text() == '{"n": 1}\n'
 
@@ -101,12 +102,12 @@ def test_a_killed_writer_leaves_no_lock(tmp_path):
 
 
 def test_a_disk_that_refuses_is_named(tmp_path):
-    with pytest.raises(AvgMlxError, match="cannot write .*; choose another output"):
+    with pytest.raises(AvgMlxError, match=r"cannot write .*; choose another output"):
         Journal(tmp_path)
     with Journal(tmp_path / "rows.jsonl") as journal:
         journal._stream.close()
         journal._stream = open("/dev/full", "ab")  # noqa: SIM115
-        with pytest.raises(AvgMlxError, match="No space left.*to resume"):
+        with pytest.raises(AvgMlxError, match=r"No space left.*to resume"):
             journal.append({"n": 1})
         assert journal.rows == []
         journal._stream = open(tmp_path / "rows.jsonl", "ab")  # noqa: SIM115

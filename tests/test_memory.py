@@ -10,7 +10,7 @@ from mlx_lm.generate import generation_stream
 from PIL import Image
 
 from avg_mlx import ChatSession, generate, load, stream_generate
-from avg_mlx.inference import view
+from avg_mlx.inference import steps
 from avg_mlx.inference.caches import PrefixCache
 
 PHOTO, OTHER = (Image.effect_mandelbrot(size, (-2, -1, 1, 1), 50).convert("RGB") for size in ((100, 100), (40, 90)))
@@ -53,14 +53,14 @@ def test_an_abandoned_answer_gives_back_what_it_took(talkative, no_spare_buffers
 
 def test_features_are_gone_while_the_answer_is_decoded(talkative, monkeypatch):
     features = []
-    encode = view.encode_images
+    encode = steps.encode_images
 
     def spy(*args):
         encoded = encode(*args)
         features.extend(map(weakref.ref, encoded))
         return encoded
 
-    monkeypatch.setattr(view, "encode_images", spy)
+    monkeypatch.setattr(steps, "encode_images", spy)
     segments = stream_generate(*talkative, "Why?", [PHOTO, OTHER], max_tokens=20)
     next(segments)
     gc.collect()

@@ -99,10 +99,10 @@ def test_a_system_prompt_replaces_the_conversations(prompt, text):
         ([user("Why?"), system("Be brief.")], 0, r"message 2 is .*expected role \(user, assistant\)"),
         ([system("Be brief.")], 0, "no user message"),
         ([assistant("So.")], 1, "no user message"),
-        ("<image> Why?", 0, "1 <image> but 0 images"),
-        ("<image> <image> Why?", 1, "2 <image> but 1 images"),
-        ("<image> Why?", 3, "1 <image> but 3 images"),
-        ([user("<image> Why?"), assistant("So."), user("<image> How?")], 1, "2 <image> but 1 images"),
+        ("<image> Why?", 0, "1 <image>, but 0 images"),
+        ("<image> <image> Why?", 1, "2 <image>, but 1 images"),
+        ("<image> Why?", 3, "1 <image>, but 3 images"),
+        ([user("<image> Why?"), assistant("So."), user("<image> How?")], 1, "2 <image>, but 1 images"),
     ],
 )
 def test_prompts_that_are_refused(prompt, images, words):

@@ -45,6 +45,9 @@ def ask(workplace):
     return lambda *arguments, **options: run(ROOT / "generate.py", *arguments, cwd=workplace[0], **options)
 
 
+WHO = "No --model given: the model in mlx_model answers.\n"
+
+
 def visual_tokens(case: int, granularity: int) -> int:
     """By the reference's lengths."""
     return CASES[case]["sequence_lengths"][GRANULARITIES.index(granularity)] - CASES[case]["prompt_tokens"]
@@ -54,6 +57,8 @@ KEYS = {
     "text",
     "token_ids",
     "finish_reason",
+    "model",
+    "revision",
     "granularity",
     "granularity_source",
     "router",
@@ -95,11 +100,12 @@ def parse(out: str) -> dict:
 def test_convert_ends_with_a_table(workplace):
     folder, out = workplace
     assert [path.name for path in folder.iterdir()] == ["mlx_model"]
-    header, *rows, total, wrote = out.splitlines()
-    assert header.split() == ["part", "parameters", "bits/weight", "bytes"]
+    *lines, wrote = out.splitlines()
+    header, _, *rows, total = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    assert header == ["part", "parameters", "bits/weight", "bytes"]
     parts = {"language_model", "vision_tower", "projector", "router", "image_newline"}
-    assert {row.split()[0] for row in rows} == parts
-    *numbers, sums = ([float(number.replace(",", "")) for number in row.split()[1:]] for row in (*rows, total))
+    assert {row[0] for row in rows} == parts
+    *numbers, sums = ([float(number.replace(",", "")) for number in row[1:]] for row in (*rows, total))
     assert sums == [sum(row[0] for row in numbers), 32.0, sum(row[2] for row in numbers)]
     assert {row[1] for row in numbers} == {32.0}
     assert wrote == "Wrote mlx_model"
@@ -108,7 +114,8 @@ def test_convert_ends_with_a_table(workplace):
 def test_json_with_an_image_on_standard_input_and_quiet(ask):
     case, reference = CASES[CASE], Reference(CASE)
     status, out, err = ask("--image", "-", "--prompt", PROMPT, "--json", "--quiet", "-m", 24, stdin=IMAGE.read_bytes())
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, WHO)
+    assert (json.loads(out)["model"], json.loads(out)["revision"]) == ("mlx_model", None)
     answer = parse(out)
     assert answer["token_ids"] == case["token_ids"]
     assert answer["text"] == case["text"]
@@ -167,7 +174,8 @@ def test_text_on_stdout_and_summary_on_stderr(ask):
     status, out, err = ask("--image", IMAGE, "--prompt", PROMPT, "-m", 24)
     assert status == 0
     assert out == case["text"] + "\n"
-    ruler, image, granularity, tokens, prompt, generation, memory, first_token = err.splitlines()
+    who, ruler, image, granularity, tokens, prompt, generation, memory, first_token = err.splitlines()
+    assert who == WHO.strip()
     assert ruler == "=========="
     assert image == "Image: 3 crops (the whole and 2×1)"
     assert granularity.startswith(f"Granularity: {case['picked']}, by the router (36: ")
@@ -204,7 +212,7 @@ def test_reader_that_leaves_early(workplace):
         assert process.stdout.read(1)  # the answer streams: there is more to come
         process.stdout.close()
         err = process.stderr.read()
-    assert (process.returncode, err) == (1, b"")
+    assert (process.returncode, err) == (1, WHO.encode())
 
 
 # Stopped conversions

@@ -1,58 +1,76 @@
-"""What verbs that answer questions share: their options, and what becomes of them."""
+"""What generate and chat share: their options, and how a model is opened with them."""
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..weights.demo import demo_model
-from . import Parser, number, text
+from .parser import Parser, number, text
 
 if TYPE_CHECKING:
     import mlx.core as mx
+
+    from ..inference.sampling import Sampling
+    from ..inputs.tokenizer import Tokenizer
+    from ..model.avg_llava import Model
 
 CONVERTED = Path("mlx_model")
 RELEASED = "zhibinlan/AVG-LLaVA"
 
 
 def add_model_options(parser: Parser) -> None:
+    """Options that say which model answers."""
     add = parser.add_argument
-    add("--model", help="converted folder or Hub repository (default: mlx_model, or else the demo model)")
+    add("--model", help="converted folder or Hub repository (default: mlx_model if it exists, or else the demo model)")
     add("--revision", help="branch, tag or commit of the Hub repository")
-    add("--adapter-path", help="adapters to put on top: a folder that training wrote")
+    add("--adapter-path", help="adapters to load on top: a folder that training wrote")
 
 
 def add_looking_options(parser: Parser) -> None:
+    """Options that say how closely images are looked at."""
     count = number(int, 1, 2**31 - 1)
     add = parser.add_argument
-    add("--system-prompt", type=text, help="instead of the one the model was trained with")
-    add("--granularity", type=granularity, default="auto", help="visual tokens per crop, or auto: the router picks")
-    add("--max-visual-tokens", type=count, metavar="N", help="let the router pick within N visual tokens an image")
+    add("--system-prompt", type=text, help="replaces the system prompt that the model was trained with")
+    add("--granularity", type=granularity, default="auto", help="visual tokens per crop; auto lets the router choose")
+    add("--max-visual-tokens", type=count, metavar="N", help="let the router choose within N visual tokens an image")
     add("--max-pixels", type=count, default=64_000_000, metavar="N", help="refuse larger images (default: 64 million)")
 
 
 def add_decoding_options(parser: Parser) -> None:
+    """Options of the language model, named as in mlx-lm."""
     count, fraction = number(int, 1, 2**31 - 1), number(float, 0, 1)
-    group = parser.add_argument_group("decoding", "as in mlx-lm")
+    group = parser.add_argument_group("decoding", "These options are named as in mlx-lm.")
     add = group.add_argument
-    add("--max-tokens", "-m", type=count, default=256, metavar="N", help="new tokens at most (default: %(default)s)")
+    add(
+        "--max-tokens",
+        "-m",
+        type=token_limit,
+        default=256,
+        metavar="N",
+        help="new tokens at most; -1: as many as the context has room for (default: %(default)s)",
+    )
     add("--temp", "--temperature", type=number(float, 0), default=0.0, help="0 is greedy (default: %(default)s)")
-    add("--top-p", type=number(float, 0, 1, exclusive=True), default=1.0)
-    add("--top-k", type=number(int, 0), default=0)
-    add("--min-p", type=fraction, default=0.0)
+    add("--top-p", type=number(float, 0, 1, exclusive=True), default=1.0, help="nucleus sampling (default: off)")
+    add("--top-k", type=number(int, 0), default=0, help="sample from the K likeliest tokens (default: all)")
+    add("--min-p", type=fraction, default=0.0, help="drop tokens below this share of the likeliest (default: off)")
+    add("--min-tokens-to-keep", type=count, default=1, metavar="N", help="--min-p keeps at least N (default: 1)")
+    add("--xtc-probability", type=fraction, default=0.0, metavar="P", help="how often XTC acts (default: never)")
+    add("--xtc-threshold", type=number(float, 0, 0.5), default=0.1, metavar="P", help="XTC's threshold (default: 0.1)")
     add("--repetition-penalty", type=number(float, 0, exclusive=True), help="above 1 discourages repetition")
     add("--repetition-context-size", type=count, default=20, metavar="N", help="tokens it looks back (default: 20)")
-    add("--seed", type=number(int, 0, 2**64 - 1), help="of the sampling")
-    add("--extra-eos-token", type=text, nargs="+", default=[], help="more tokens that end the answer")
-    add("--max-kv-size", type=number(int, 5), metavar="N", help="keep only the prompt's first and the last positions")
+    add("--seed", type=number(int, 0, 2**64 - 1), help="seed of the sampling")
+    add("--extra-eos-token", type=text, nargs="+", default=[], help="further tokens that end the answer")
+    add("--max-kv-size", type=number(int, 5), metavar="N", help="rotate the KV cache: keep the first 4 and last N - 4")
     add("--kv-bits", type=int, choices=(2, 3, 4, 5, 6, 8), help="quantize the KV cache")
-    add("--kv-group-size", type=int, choices=(32, 64, 128), default=64)
-    add("--quantized-kv-start", type=number(int, 0), default=5000, metavar="N", help="position it begins at")
-    add("--prefill-step-size", type=count, default=2048, metavar="N", help="prompt positions processed at a time")
+    add("--kv-group-size", type=int, choices=(32, 64, 128), help="default: the largest of 64 and 32 that fits")
+    add("--quantized-kv-start", type=number(int, 0), default=5000, metavar="N", help="first position (default: 5000)")
+    add("--prefill-step-size", type=count, default=2048, metavar="N", help="prompt positions at a time (default: 2048)")
 
 
 def granularity(text: str) -> int | str:
+    """An argparse type: auto, or a number of visual tokens per crop."""
     if text == "auto":
         return text
     try:
@@ -61,57 +79,58 @@ def granularity(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text} is neither auto nor a number of visual tokens per crop") from None
 
 
-def open_model(args: argparse.Namespace, group: "mx.distributed.Group | None" = None):
-    """(model, tokenizer), once the options are known to fit them; a group shares the language model."""
-    import mlx.core as mx
+def token_limit(text: str) -> float:
+    """An argparse type: a number of tokens, or -1."""
+    return -1 if text == "-1" else number(int, 1, 2**31 - 1)(text)
 
-    from .. import load
 
-    model, tokenizer = load(
-        args.model or _default_model(args.quiet), revision=args.revision, adapter_path=args.adapter_path, group=group
+def model_name(args: argparse.Namespace) -> str:
+    """The folder or repository that answers. It is named on standard error unless the user named it."""
+    from ..weights.demo import demo_model
+
+    if args.model is not None:
+        return str(args.model)
+    if CONVERTED.exists():
+        print(f"No --model given: the model in {CONVERTED} answers.", file=sys.stderr)
+        return str(CONVERTED)
+    print(
+        "No --model given: the small demo model answers; it knows shapes, colours and short texts. "
+        f"For the 7B: avg-mlx convert --hf-path {RELEASED} -q",
+        file=sys.stderr,
     )
+    return str(demo_model())
+
+
+def open_model(
+    args: argparse.Namespace, name: str, group: "mx.distributed.Group | None" = None
+) -> "tuple[Model, Tokenizer]":
+    """Load the model, and check the options that depend on it; a group of processes shares the language model."""
+    from ..weights.checkpoint import load
+
+    model, tokenizer = load(name, revision=args.revision, adapter_path=args.adapter_path, group=group)
     vocab_size = model.config.vocab_size
     if args.top_k >= vocab_size:
-        raise InputError(f"--top-k is {args.top_k}, but this model has {vocab_size} tokens; give less, or 0 for all")
+        raise InputError(f"top_k is {args.top_k}, but this model has {vocab_size} tokens; give less, or 0 for all")
     for token in args.extra_eos_token:
-        _add_eos_token(tokenizer, vocab_size, token)
-    if args.seed is not None:
-        mx.random.seed(args.seed)
+        if token not in tokenizer.get_vocab() and not (token.isdecimal() and int(token) < vocab_size):
+            raise InputError(f"{token!r} is not a token of this model; extra_eos_token takes tokens or their numbers")
+        tokenizer.add_eos_token(token)
     return model, tokenizer
 
 
-def _default_model(quiet: bool) -> Path:
-    """What `convert` writes by default, or the demo model, which is told."""
-    if CONVERTED.exists():
-        return CONVERTED
-    if not quiet:
-        print(
-            "No --model given: the small demo model answers; it knows shapes, colours and short texts. "
-            f"For the 7B: avg-mlx convert --hf-path {RELEASED} -q",
-            file=sys.stderr,
-        )
-    return demo_model()
+def sampling_of(args: argparse.Namespace) -> "Sampling":
+    """The sampling options."""
+    from ..inference.sampling import Sampling
+
+    return Sampling(**{field.name: getattr(args, field.name) for field in fields(Sampling)})
 
 
-def _add_eos_token(tokenizer, vocab_size: int, token: str) -> None:
-    if token not in tokenizer.get_vocab() and not (token.isdecimal() and int(token) < vocab_size):
-        raise InputError(f"{token!r} is not a token of this model; --extra-eos-token takes tokens or their numbers")
-    tokenizer.add_eos_token(token)
-
-
-def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
+def decoding_of(args: argparse.Namespace, tokenizer: "Tokenizer") -> Any:
     """What `stream_generate` takes of the decoding options."""
-    from mlx_lm.sample_utils import make_logits_processors, make_sampler
-
+    sampling = sampling_of(args)
+    names = ("max_tokens", "max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start", "prefill_step_size")
     return {
-        "max_tokens": args.max_tokens,
-        "max_kv_size": args.max_kv_size,
-        "sampler": make_sampler(args.temp, args.top_p, args.min_p, top_k=args.top_k),
-        "logits_processors": make_logits_processors(
-            repetition_penalty=args.repetition_penalty, repetition_context_size=args.repetition_context_size
-        ),
-        "kv_bits": args.kv_bits,
-        "kv_group_size": args.kv_group_size,
-        "quantized_kv_start": args.quantized_kv_start,
-        "prefill_step_size": args.prefill_step_size,
+        "sampler": sampling.sampler(tokenizer),
+        "logits_processors": sampling.logits_processors(),
+        **{name: getattr(args, name) for name in names},
     }

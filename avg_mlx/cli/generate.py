@@ -1,68 +1,80 @@
-"""`avg-mlx generate`: an image and a question → a streamed answer."""
+"""`avg-mlx generate`: an image and a question → a streamed answer; a file of them → a file of answers."""
 
 import argparse
-import dataclasses
 import io
 import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from . import Parser, number, run, text
-from .answering import add_decoding_options, add_looking_options, add_model_options, decoding_options, open_model
+from .answering import (
+    add_decoding_options,
+    add_looking_options,
+    add_model_options,
+    decoding_of,
+    model_name,
+    open_model,
+)
+from .parser import Parser, number, run, text
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from ..inference.generation import Answer
+    from ..inference.answer import Answer
     from ..inference.view import View
+    from ..inputs.image_io import ImageSource
 
 
 def main(arguments: list[str] | None = None, prog: str = "generate.py") -> int:
+    """Run the verb and return its exit status."""
     return run(build_parser(prog), generate, arguments)
 
 
 def build_parser(prog: str) -> Parser:
+    """The options of the verb."""
     parser = Parser(prog=prog, description="Ask AVG-LLaVA about an image; it decides how closely to look.")
     add = parser.add_argument
     add_model_options(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", "-p", type=text, help="the question; <image> marks a place; - reads standard input")
-    what.add_argument("--batch", type=Path, metavar="FILE", help="many questions: JSON Lines (docs/chat.md)")
+    what.add_argument("--batch", type=Path, metavar="FILE", help="a file of questions, or - (docs/chat.md)")
     add("--image", nargs="+", action="extend", default=[], help="path, http(s) URL, data URI, or - for standard input")
     add_looking_options(parser)
     add("--json", action="store_true", help="print one JSON object instead of the streamed text")
-    add("--quiet", action="store_true", help="no summary on standard error")
-    add("--output", type=Path, metavar="FILE", help="of --batch: JSON Lines; what it has already is not asked again")
+    add("--quiet", action="store_true", help="print no summary on standard error")
+    add("--output", type=Path, metavar="FILE", help="with --batch: the answers, JSON Lines that resume; - prints them")
     add("--batch-size", type=number(int, 1), default=8, metavar="N", help="questions answered together (default: 8)")
     add_decoding_options(parser)
     return parser
 
 
 def generate(args: argparse.Namespace) -> None:
-    """One answer, or those of a whole file."""
-    if args.batch is None:
-        answer_one(args)
-    else:
-        from .batch import answer_file
+    """Give one answer, or those of a whole file."""
+    if args.batch is not None:
+        from .batch import answer_many
 
-        answer_file(args)
+        answer_many(args)
+        return
+    if args.output is not None:
+        raise InputError("--output is for the answers of --batch; send one answer to a file with >")
+    answer_one(args)
 
 
 def answer_one(args: argparse.Namespace) -> None:
-    """Load, stream the answer to stdout, summarize on stderr."""
-    group = _join_group(args)
-    prompt, images = _read_inputs(args)
-    start = time.perf_counter()
-    from .. import stream_generate
+    """Load the model, stream the answer to standard output, and summarize on standard error."""
+    from ..inference.answer import report
+    from ..inference.generation import stream_generate
     from ..weights.sharding import Agreed
 
-    model, tokenizer = open_model(args, group)
-    decoding = decoding_options(args)
-    decoding["sampler"] = Agreed(decoding["sampler"], group)
+    group = _join_group(args)
+    prompt, images = _read_inputs(args)
+    start, name = time.perf_counter(), model_name(args)
+    model, tokenizer = open_model(args, name, group)
     load_seconds = time.perf_counter() - start
+    decoding = decoding_of(args, tokenizer)
+    decoding["sampler"] = Agreed(decoding["sampler"], group)
     segments = stream_generate(
         model,
         tokenizer,
@@ -79,14 +91,14 @@ def answer_one(args: argparse.Namespace) -> None:
             print(segment.text, end="", flush=True)
     answer = segment.answer
     assert answer is not None
-    print(json.dumps(report(answer, load_seconds), ensure_ascii=False) if args.json else "")
+    print(json.dumps(report(answer, name, args.revision, load_seconds), ensure_ascii=False) if args.json else "")
     if not args.quiet:
         sys.stdout.flush()
         print(summary(answer), file=sys.stderr)
 
 
 def _join_group(args: argparse.Namespace) -> "mx.distributed.Group":
-    """The processes that mlx.launch started: the first one speaks, the others tell of errors only."""
+    """Join the processes that mlx.launch started. The first one prints; the others print nothing but errors."""
     import mlx.core as mx
 
     group = mx.distributed.init()
@@ -98,8 +110,8 @@ def _join_group(args: argparse.Namespace) -> "mx.distributed.Group":
     return group
 
 
-def _read_inputs(args: argparse.Namespace) -> tuple[str, list]:
-    """The prompt and the images, so that what is wrong with them is said before the model is loaded."""
+def _read_inputs(args: argparse.Namespace) -> "tuple[str, list[ImageSource]]":
+    """Read the prompt and the images, so that what is wrong with them is said before the model is loaded."""
     from ..inputs.image_io import read_image
     from ..inputs.prompt import build_messages
 
@@ -119,46 +131,8 @@ def _read_stdin(prompt: str, images: list[str]) -> tuple[str, list[str | bytes]]
     return prompt, [sys.stdin.buffer.read() if image == "-" else image for image in images]
 
 
-def report(answer: "Answer", load_seconds: float) -> dict[str, Any]:
-    """The JSON object. What belongs to an image is a list when there are several, and null when there is none."""
-    views, timings = answer.views, answer.timings
-
-    def each(values: list) -> Any:
-        return values if len(values) > 1 else values[0] if values else None
-
-    return {
-        "text": answer.text,
-        "token_ids": answer.token_ids,
-        "finish_reason": answer.finish_reason,
-        "granularity": each([v.granularity for v in views]),
-        "granularity_source": max((v.source for v in views), key=("router", "forced", "budget").index, default=None),
-        "router": each([_router_report(v) for v in views]),
-        "crops": each([v.crops for v in views]),
-        "crop_grid": each([v.crop_grid for v in views]),
-        "visual_tokens": each([v.visual_tokens for v in views]),
-        "visual_tokens_finest": sum(v.visual_tokens_finest for v in views),
-        "prompt_tokens": answer.prompt_tokens,
-        "prompt_token_ids": answer.prompt_token_ids,
-        "timings": {
-            "load": load_seconds,
-            "preprocess": timings.preprocess,
-            "vision": timings.vision,
-            "router": timings.router,
-            "prefill": timings.prefill,
-            "time_to_first_token": timings.time_to_first_token,
-            "prompt_tokens_per_second": timings.prompt_tokens_per_second,
-            "generation_tokens_per_second": timings.generation_tokens_per_second,
-        },
-        "peak_memory_gb": answer.peak_memory_gb,
-    }
-
-
-def _router_report(view: "View") -> dict[str, Any] | None:
-    return dataclasses.asdict(view.routing) if view.routing else None
-
-
 def summary(answer: "Answer") -> str:
-    """What was looked at and how, then mlx-lm's closing lines with the time to the first token."""
+    """Describe how closely each image was looked at, then add mlx-lm's closing lines and the time to first token."""
     t = answer.timings
     return "\n".join(
         [

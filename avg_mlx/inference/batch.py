@@ -1,10 +1,9 @@
-"""Many questions at a time: images seen together, answers decoded together."""
+"""Many questions at a time: images are seen together, and answers are decoded together."""
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import mlx.core as mx
 
@@ -12,13 +11,25 @@ from ..errors import AvgMlxError, InputError
 from ..inputs.image import Crops
 from ..inputs.image_io import MAX_PIXELS
 from ..inputs.prompt import PLACEHOLDER_ID, Messages
+from ..inputs.tokenizer import Tokenizer
 from ..model.avg_llava import Model
+from .answer import Answer
 from .caches import VisionCache
-from .generation import MAX_TOKENS, Answer, LogitsProcessor, check_decoding, make_answer, token_limit
-from .view import AUTO, Images, Layout, Stopwatch, look, read_crops
+from .generation import token_limit
+from .options import (
+    AUTO,
+    MAX_TOKENS,
+    PREFILL_STEP_SIZE,
+    Granularity,
+    LogitsProcessor,
+    Looking,
+    Sampler,
+    check_max_tokens,
+    check_names,
+)
+from .steps import Images, Layout, Stopwatch, listed, prepare, read_crops
 
 BATCH_SIZE = 8
-PREFILL_STEP_SIZE = 2048
 
 
 @dataclass(frozen=True)
@@ -27,171 +38,180 @@ class Request:
 
     prompt: str | Messages
     image: Images = None
-    granularity: int | str = AUTO
+    granularity: Granularity = AUTO
     max_visual_tokens: int | None = None
     system_prompt: str | None = None
     max_tokens: int = MAX_TOKENS
 
+    @property
+    def looking(self) -> Looking:
+        """How closely to look at its images."""
+        return Looking(self.granularity, self.max_visual_tokens, self.system_prompt)
+
+
+class BatchOptions(TypedDict, total=False):
+    """The options that all questions of a batch share; `Batch` has their defaults."""
+
+    batch_size: int
+    max_pixels: int
+    sampler: Sampler | None
+    logits_processors: Sequence[LogitsProcessor] | None
+    prefill_step_size: int
+
 
 @dataclass
 class _Answering:
-    """A request whose prompt is in the KV cache but for the last position."""
+    """A request whose prompt is in its KV cache, except for the last position."""
 
     layout: Layout
     limit: int
-    ids: list[int]  # of the prompt's positions
+    ids: list[int]  # one for each of the prompt's positions
     layers: list[Any]
-    seconds: dict[str, float]
     tokens: list[int] = field(default_factory=list)  # of the answer
 
 
-def generate_batch(model: Model, tokenizer, requests: Sequence[Request], **options: Any) -> list[Answer | AvgMlxError]:
-    """The answers in the order of `requests`; in place of one that cannot be given, what is wrong with its request.
+def generate_batch(
+    model: Model, tokenizer: Tokenizer, requests: Sequence[Request], **options: Unpack[BatchOptions]
+) -> list[Answer | AvgMlxError]:
+    """Return the answers in the order of `requests`, or the error in place of an answer that cannot be given.
 
-    Options as for `stream_batch`.
+    Options and errors raised are those of `stream_batch`.
     """
     answers = dict(stream_batch(model, tokenizer, requests, **options))
     return [answers[n] for n in range(len(requests))]
 
 
 def stream_batch(
-    model: Model,
-    tokenizer,
-    requests: Sequence[Request],
-    *,
-    batch_size: int = BATCH_SIZE,
-    max_pixels: int = MAX_PIXELS,
-    sampler=None,
-    logits_processors: list[LogitsProcessor] | None = None,
-    prefill_step_size: int = PREFILL_STEP_SIZE,
+    model: Model, tokenizer: Tokenizer, requests: Sequence[Request], **options: Unpack[BatchOptions]
 ) -> Iterator[tuple[int, Answer | AvgMlxError]]:
     """Answer `requests`, `batch_size` together; yields a request's number and its answer as each is complete.
 
-    Answers are those of `generate`. A request that cannot be answered yields its error, and the others go on. An
-    answer's timings: preprocess and vision are its whole batch's.
+    Answers equal those of `generate`. A request that cannot be answered yields its error, and the others go on.
+    Preprocess and vision seconds of an answer are those of its whole batch. Options: batch_size, max_pixels,
+    sampler, logits_processors and prefill_step_size. Raises OptionError or InputError at once for options that are
+    unknown or cannot be used.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; expected 1 or more")
-    vision = VisionCache(model)
-    numbered = list(enumerate(requests))
-    for start in range(0, len(numbered), batch_size):
-        batch = dict(numbered[start : start + batch_size])
-        prepared: dict[int, _Answering] = {}
-        for n, outcome in _prepare(model, tokenizer, batch, vision, max_pixels, prefill_step_size):
-            if isinstance(outcome, _Answering):
-                prepared[n] = outcome
-            else:
-                yield n, outcome
-        yield from _decode(model, tokenizer, prepared, sampler, logits_processors)
+    check_names(options, BatchOptions)
+    batch = _Batch(model, tokenizer, **options)
+    if batch.batch_size < 1:
+        raise InputError(f"batch_size is {batch.batch_size}; expected 1 or more")
+    return batch.answer(requests)
 
 
-def _prepare(
-    model: Model, tokenizer, batch: dict[int, Request], vision: VisionCache, max_pixels: int, prefill_step_size: int
-) -> Iterator[tuple[int, _Answering | AvgMlxError]]:
-    """Look at all images, then prefill each request into its own KV cache."""
-    stopwatch = Stopwatch()
-    images: dict[int, list[Crops]] = {}
-    for n, request in batch.items():
-        try:
-            check_decoding(model, request.max_tokens, None, {})
-            images[n] = read_crops(request.image, model.config, max_pixels)
-        except AvgMlxError as error:
-            yield n, error
-    stopwatch.clock("preprocess")
-    together = [crops for several in images.values() for crops in several]
-    unseen = {crops.digest for crops in together if crops not in vision}
-    stopwatch.clock("vision", *vision.features(together))
-    for n, crops in images.items():
-        first_seen = unseen & {c.digest for c in crops}
-        unseen -= first_seen
-        own = Stopwatch()
-        try:
-            embeddings, layout = _look(model, tokenizer, batch[n], crops, vision, own)
-        except AvgMlxError as error:
-            yield n, error
-            continue
-        layers = _prefill(model, embeddings, prefill_step_size)
-        own.clock("prefill")
-        layout = replace(layout, vision_calls=layout.vision_calls + len(first_seen))
-        limit = token_limit(model, layout, batch[n].max_tokens)
-        ids = layout.position_ids(tokenizer.bos_token_id or 0)
-        yield n, _Answering(layout, limit, ids, layers, {**own.seconds, **stopwatch.seconds})
+@dataclass
+class _Batch:
+    """Answers requests in groups of `batch_size`."""
 
+    model: Model
+    tokenizer: Tokenizer
+    batch_size: int = BATCH_SIZE
+    max_pixels: int = MAX_PIXELS
+    sampler: Sampler | None = None
+    logits_processors: Sequence[LogitsProcessor] | None = None
+    prefill_step_size: int = PREFILL_STEP_SIZE
 
-def _look(
-    model: Model, tokenizer, request: Request, crops: list[Crops], vision: VisionCache, stopwatch: Stopwatch
-) -> tuple[mx.array, Layout]:
-    views = look(
-        model,
-        tokenizer,
-        request.prompt,
-        crops,
-        granularity=request.granularity,
-        max_visual_tokens=request.max_visual_tokens,
-        system_prompt=request.system_prompt,
-        vision=vision,
-        stopwatch=stopwatch,
-    )
-    if views.ids[-1] == PLACEHOLDER_ID:  # mlx-lm decodes batches from a token
-        raise InputError("this chat template ends with the image, which a batch cannot; ask one by one")
-    return views.embeddings(model), views.layout()
+    def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer | AvgMlxError]]:
+        """Prepare and decode one group after the other."""
+        cache = VisionCache(self.model)
+        numbered = list(enumerate(requests))
+        for start in range(0, len(numbered), self.batch_size):
+            answerings: dict[int, _Answering] = {}
+            for n, outcome in self._prepare(dict(numbered[start : start + self.batch_size]), cache):
+                if isinstance(outcome, _Answering):
+                    answerings[n] = outcome
+                else:
+                    yield n, outcome
+            yield from self._decode(answerings)
 
+    def _prepare(
+        self, requests: Mapping[int, Request], cache: VisionCache
+    ) -> Iterator[tuple[int, _Answering | AvgMlxError]]:
+        """See all images in one go, then prefill each request into a KV cache of its own."""
+        clock = Stopwatch()
+        images: dict[int, list[Crops]] = {}
+        for n, request in requests.items():
+            try:
+                request.looking.check(self.model.config, bool(listed(request.image)))
+                check_max_tokens(request.max_tokens)
+                images[n] = read_crops(request.image, self.model.config, self.max_pixels)
+            except AvgMlxError as error:
+                yield n, error
+        preprocess = clock.lap()
+        together = [crops for several in images.values() for crops in several]
+        unseen = {crops.digest for crops in together if crops not in cache}
+        vision = clock.lap(*cache.features(together))
+        for n, crops in images.items():
+            first_seen = unseen & {c.digest for c in crops}
+            unseen -= first_seen
+            try:
+                answering = self._prefill(requests[n], crops, cache)
+            except AvgMlxError as error:
+                yield n, error
+                continue
+            layout = answering.layout
+            seconds = replace(layout.seconds, preprocess=preprocess, vision=vision)
+            calls = layout.vision_calls + len(first_seen)
+            yield n, replace(answering, layout=replace(layout, seconds=seconds, vision_calls=calls))
 
-def _prefill(model: Model, embeddings: mx.array, step: int) -> list[Any]:
-    """The KV of all positions but the last."""
-    from mlx_lm.models.cache import make_prompt_cache
+    def _prefill(self, request: Request, crops: list[Crops], cache: VisionCache) -> _Answering:
+        """Prepare a request and put all positions but the last into a KV cache."""
+        from mlx_lm.models.cache import make_prompt_cache
 
-    layers = make_prompt_cache(model.language_model)
-    embeddings = embeddings[:-1]
-    for start in range(0, len(embeddings), step):
-        model.hidden(embeddings[None, start : start + step], layers)
-        mx.eval([layer.state for layer in layers])
-        mx.clear_cache()
-    return layers
+        prepared = prepare(self.model, self.tokenizer, request.prompt, crops, request.looking, cache)
+        layout = prepared.layout
+        if layout.ids[-1] == PLACEHOLDER_ID:  # mlx-lm decodes batches from a token
+            raise InputError("this chat template ends with the image, which a batch cannot do; ask one by one")
+        clock = Stopwatch()
+        layers = make_prompt_cache(self.model.language_model)
+        embeddings = prepared.embeddings[:-1]
+        for start in range(0, len(embeddings), self.prefill_step_size):
+            self.model.hidden(embeddings[None, start : start + self.prefill_step_size], layers)
+            mx.eval([layer.state for layer in layers])
+            mx.clear_cache()
+        layout.seconds.prefill += clock.lap()
+        limit = token_limit(self.model, layout, request.max_tokens)
+        return _Answering(layout, limit, layout.position_ids(self.tokenizer.bos_token_id or 0), layers)
 
+    def _decode(self, answerings: dict[int, _Answering]) -> Iterator[tuple[int, Answer]]:
+        """Decode all answers token by token, and yield each as it ends."""
+        from mlx_lm.generate import BatchGenerator
 
-def _decode(
-    model: Model, tokenizer, prepared: dict[int, _Answering], sampler, logits_processors: list[LogitsProcessor] | None
-) -> Iterator[tuple[int, Answer]]:
-    """All answers token by token, each as it ends."""
-    from mlx_lm.generate import BatchGenerator
-
-    if not prepared:
-        return
-    start = time.perf_counter()
-    generator = BatchGenerator(
-        model.language_model,
-        stop_tokens=[[token] for token in tokenizer.eos_token_ids],
-        sampler=sampler,
-        logits_processors=logits_processors,
-        completion_batch_size=len(prepared),
-        prefill_batch_size=len(prepared),
-    )
-    with closing(generator):
-        answerings = prepared.values()
-        uids = generator.insert(
-            [a.ids[-1:] for a in answerings],
-            max_tokens=[a.limit for a in answerings],
-            caches=[a.layers for a in answerings],
-            all_tokens=[a.ids[:-1] for a in answerings],
+        if not answerings:
+            return
+        clock = Stopwatch()
+        generator = BatchGenerator(
+            self.model.language_model,
+            stop_tokens=[[token] for token in self.tokenizer.eos_token_ids],
+            sampler=self.sampler,
+            logits_processors=list(self.logits_processors or ()),
+            completion_batch_size=len(answerings),
+            prefill_batch_size=len(answerings),
         )
-        numbers = dict(zip(uids, prepared, strict=True))
-        for answering in answerings:
-            answering.layers = []  # the generator merges them
-        while responses := generator.next_generated():
-            for response in responses:
-                n = numbers[response.uid]
-                prepared[n].tokens.append(response.token)
-                if response.finish_reason is not None:
-                    yield n, _answer(tokenizer, prepared[n], time.perf_counter() - start)
+        with closing(generator):
+            uids = generator.insert(
+                [a.ids[-1:] for a in answerings.values()],
+                max_tokens=[a.limit for a in answerings.values()],
+                caches=[a.layers for a in answerings.values()],
+                all_tokens=[a.ids[:-1] for a in answerings.values()],
+            )
+            numbers = dict(zip(uids, answerings, strict=True))
+            for answering in answerings.values():
+                answering.layers = []  # the generator merges them
+            generation = 0.0
+            while responses := generator.next_generated():
+                generation += clock.lap()
+                for response in responses:
+                    n = numbers[response.uid]
+                    answerings[n].tokens.append(response.token)
+                    if response.finish_reason is not None:
+                        answerings[n].layout.seconds.generation = generation
+                        yield n, self._answer(answerings[n])
 
-
-def _answer(tokenizer, answering: _Answering, generation: float) -> Answer:
-    tokens = answering.tokens
-    stopped = tokens[-1] in tokenizer.eos_token_ids
-    detokenizer = tokenizer.detokenizer
-    for token in tokens[:-1] if stopped else tokens:
-        detokenizer.add_token(token)
-    detokenizer.finalize()
-    seconds = {**answering.seconds, "generation": generation}
-    return make_answer(detokenizer.text, tokens, stopped, answering.layout, 0, seconds)
+    def _answer(self, answering: _Answering) -> Answer:
+        tokens = answering.tokens
+        stopped = tokens[-1] in self.tokenizer.eos_token_ids
+        detokenizer = self.tokenizer.detokenizer
+        for token in tokens[:-1] if stopped else tokens:
+            detokenizer.add_token(token)
+        detokenizer.finalize()
+        return Answer.of(detokenizer.text, tokens, stopped, answering.layout, reused=0)

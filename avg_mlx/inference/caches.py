@@ -1,4 +1,4 @@
-"""What need not be computed twice: an image's features, and the KV of the positions that two prompts begin with."""
+"""What is kept so that it is not computed twice: image features, and the KV of a beginning that two prompts share."""
 
 import itertools
 from collections import OrderedDict
@@ -32,7 +32,7 @@ def encode_images(model: Model, images: Sequence[Crops]) -> list[mx.array]:
 
 
 def _batches(images: Sequence[Crops]) -> Iterator[list[Crops]]:
-    """As many images together as have CROPS_PER_PASS crops, at least one."""
+    """Group images so that each group has at most CROPS_PER_PASS crops, or is a single image."""
     batch: list[Crops] = []
     for crops in images:
         if batch and sum(map(len, batch)) + len(crops) > CROPS_PER_PASS:
@@ -44,7 +44,7 @@ def _batches(images: Sequence[Crops]) -> Iterator[list[Crops]]:
 
 
 def _checksum(features: mx.array) -> Checksum:
-    """What an array is known again by; arrays can be changed in place by whoever was given them."""
+    """A checksum that detects in-place edits, which whoever was given an array can make."""
     return features.shape, features.dtype, cast(int, features.view(mx.uint32).sum().item())
 
 
@@ -55,10 +55,10 @@ class _Entry:
 
 
 class VisionCache:
-    """A model's image features, within `limit` bytes; the least recently used give way.
+    """A model's image features in at most `limit` bytes; the least recently used are dropped first.
 
-    They are found by a hash of the crops: exactly what the vision tower sees, and so the outcome of every setting that
-    goes before it. A cache belongs to one model, whose vision tower and projector must stay as they are.
+    The key is a hash of the crops. They are exactly what the vision tower sees, so every setting that matters has
+    already acted on them. A cache belongs to one model, whose vision tower and projector must not change.
     """
 
     def __init__(self, model: Model, limit: int = VISION_CACHE_BYTES):
@@ -68,14 +68,14 @@ class VisionCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes held by features."""
         return sum(entry.features.nbytes for entry in self._entries.values())
 
     def __contains__(self, crops: Crops) -> bool:
         return crops.digest in self._entries
 
     def features(self, images: Sequence[Crops]) -> list[mx.array]:
-        """Features of each image, (crops, patches, D); what is not held is computed, each image once."""
+        """Return each image's features, (crops, patches, D). Those that are not held are computed, each image once."""
         distinct = {crops.digest: crops for crops in images}
         held = {digest: features for digest in distinct if (features := self._find(digest)) is not None}
         missing = [crops for digest, crops in distinct.items() if digest not in held]
@@ -87,18 +87,19 @@ class VisionCache:
         return [held[crops.digest] for crops in images]
 
     def clear(self) -> None:
+        """Drop all features."""
         self._entries.clear()
 
     def _find(self, digest: str) -> mx.array | None:
-        """The features, unless they are not held or no longer what they were."""
+        """Return an image's features, or None if they are not held or were changed in place."""
         entry = self._entries.pop(digest, None)
         if entry is None or _checksum(entry.features) != entry.checksum:
             return None
-        self._entries[digest] = entry  # as the last used
+        self._entries[digest] = entry  # now the most recently used
         return entry.features
 
     def _keep(self, digest: str, features: mx.array) -> None:
-        features = mx.contiguous(features)  # not a part of a batch, all of which it would hold
+        features = mx.contiguous(features)  # a view would keep its whole batch alive
         if features.nbytes > self.limit:
             return
         self._entries[digest] = _Entry(features, _checksum(features))
@@ -111,12 +112,12 @@ class Loan:
     """A prompt's KV while it is prefilled and answered."""
 
     layers: list[Any]  # mlx-lm's caches
-    keys: list[Key]  # of the prompt's positions; the answer's tokens are to be added as they come
-    reused: int  # leading positions that need not be prefilled
+    keys: list[Key]  # one for each prompt position; the borrower appends the answer's tokens as they come
+    reused: int  # leading positions that need no prefill
 
 
 class PrefixCache:
-    """The KV of the last prompt and its answer, of which the next prompt reuses the positions that both begin with."""
+    """The KV of the last prompt and its answer; the next prompt reuses the positions that both begin with."""
 
     def __init__(self) -> None:
         self._layers: list[Any] = []
@@ -124,14 +125,14 @@ class PrefixCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes held by KV."""
         return sum(layer.nbytes for layer in self._layers)
 
     @contextmanager
     def lend(self, keys: list[Key], fresh: list[Any]) -> Iterator[Loan]:
-        """KV for a prompt of these keys, in `fresh` layers where nothing can be reused. Afterwards it is kept.
+        """Lend KV for a prompt with these keys, in `fresh` layers if nothing can be reused, and keep it afterwards.
 
-        Not so when an error or Ctrl-C ends the answer, which may leave a layer half-written: then nothing is held.
+        If an error or Ctrl-C ends the answer, a layer may be half-written, so nothing is kept.
         """
         loan = self._reuse(keys) or Loan(fresh, keys, 0)
         self._layers, self._keys = [], []
@@ -144,16 +145,16 @@ class PrefixCache:
 
     def _reuse(self, keys: list[Key]) -> Loan | None:
         from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+        from mlx_lm.utils import common_prefix_len
 
-        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self._keys, keys, strict=False))
-        reused = min(sum(1 for _ in pairs), len(keys) - 1)  # the last position's logits are wanted
+        reused = min(common_prefix_len(self._keys, keys), len(keys) - 1)  # the last position's logits are needed
         if not reused or not can_trim_prompt_cache(self._layers):
             return None
         trim_prompt_cache(self._layers, len(self._keys) - reused)
         return Loan(self._layers, keys, reused)
 
     def _keep(self, loan: Loan) -> None:
-        """Keep as much as is known of a loan: decoding may be a token ahead of those that came."""
+        """Keep the positions whose keys are known; decoding may be a token ahead of them."""
         from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
         held = min(loan.layers[0].offset, len(loan.keys))

@@ -1,173 +1,113 @@
-"""A streamed answer, around mlx-lm's decoding loop."""
+"""The whole way from image and question to a streamed answer, around mlx-lm's decoding loop."""
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Generator, Iterator
+from typing import Any, Unpack, cast
 
 import mlx.core as mx
 
-from ..errors import InputError
-from ..inputs.image_io import MAX_PIXELS
 from ..inputs.prompt import Messages
+from ..inputs.tokenizer import Tokenizer
 from ..model.avg_llava import Model
+from .answer import Answer, Segment
 from .caches import Key, Loan, PrefixCache
-from .view import AUTO, Images, Layout, Stopwatch, View, Views, look
-
-MAX_TOKENS = 256
-
-LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # (tokens so far, logits) → logits
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds per stage, and tokens per second."""
-
-    preprocess: float
-    vision: float
-    router: float
-    prefill: float  # packing, and the prompt's way through the language model up to the first token
-    prompt_tokens_per_second: float  # of those that were prefilled
-    generation_tokens_per_second: float  # of the tokens after the first
-
-    @property
-    def time_to_first_token(self) -> float:
-        return self.preprocess + self.vision + self.router + self.prefill
+from .options import (
+    Decoding,
+    GenerateOptions,
+    LogitsProcessor,
+    Looking,
+    RouteOptions,
+    check_names,
+    pick,
+)
+from .steps import Images, Layout, PreparedPrompt, Stopwatch, choose, listed, prepare, see
+from .view import View
 
 
-@dataclass(frozen=True)
-class Counters:
-    """The work that an answer took."""
-
-    vision_calls: int  # images that went through the vision tower
-    router_calls: int  # images that were routed
-    prefilled: int  # positions that went through the language model before the first token
-    reused: int  # positions before them, whose KV was there
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A finished generation."""
-
-    text: str
-    token_ids: tuple[int, ...]  # with the end-of-sequence token where it was reached
-    finish_reason: str  # "stop" or "length"
-    views: tuple[View, ...]  # one for each image
-    prompt_token_ids: tuple[int, ...]  # text, and -200 for each image
-    prompt_tokens: int  # positions that entered the language model
-    timings: Timings
-    counters: Counters
-    peak_memory_gb: float
+def generate(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str | Messages,
+    image: Images = None,
+    **options: Unpack[GenerateOptions],
+) -> Answer:
+    """Give the whole answer at once; parameters as for `stream_generate`."""
+    *_, last = stream_generate(model, tokenizer, prompt, image, **options)
+    assert last.answer is not None
+    return last.answer
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A piece of the answer as it is decoded; the last one carries the whole answer."""
-
-    text: str
-    token_id: int
-    answer: Answer | None = None
-
-
-def generate(model: Model, tokenizer, prompt: str | Messages, image=None, **options: Any) -> Answer:
-    """The whole answer at once; parameters as for `stream_generate`."""
-    for segment in stream_generate(model, tokenizer, prompt, image, **options):
-        if segment.answer is not None:
-            return segment.answer
-    raise AssertionError("stream_generate ends with an answer")
-
-
-def route(model: Model, tokenizer, prompt: str | Messages, image, **options: Any) -> tuple[View, ...]:
-    """How closely each image would be looked at, without generating; options as for `stream_generate`.
-
-    Of these: max_visual_tokens, system_prompt and max_pixels.
-    """
-    return look(model, tokenizer, prompt, image, **options).views
+def route(
+    model: Model, tokenizer: Tokenizer, prompt: str | Messages, image: Images, **options: Unpack[RouteOptions]
+) -> tuple[View, ...]:
+    """Tell how closely each image would be looked at, without generating; options as for `stream_generate`."""
+    check_names(options, RouteOptions)
+    looking = pick(Looking, options)
+    looking.check(model.config, bool(listed(image)))
+    return choose(model, see(model, tokenizer, prompt, image, looking), looking)
 
 
 def stream_generate(
     model: Model,
-    tokenizer,
+    tokenizer: Tokenizer,
     prompt: str | Messages,
     image: Images = None,
-    *,
-    granularity: int | str = AUTO,
-    max_visual_tokens: int | None = None,
-    system_prompt: str | None = None,
-    max_pixels: int = MAX_PIXELS,
-    max_tokens: int = MAX_TOKENS,
-    max_kv_size: int | None = None,
-    **step_options: Any,
+    **options: Unpack[GenerateOptions],
 ) -> Iterator[Segment]:
     """Answer a question about any number of images, segment by segment.
 
     prompt: a question, or messages of role ("system", "user", "assistant") and content, where `<image>` marks an
-    image's place. image: path, http(s) URL, data URI, bytes or Pillow image, or several. granularity: "auto", for
-    the router, or visual tokens per crop. max_visual_tokens: a budget for each image, within which the router
-    chooses. max_pixels: larger images are refused. max_tokens: new tokens at most, -1 for as many as the context
-    has room for, where it always ends. max_kv_size: positions that a rotating KV cache keeps. step_options:
-    mlx-lm's `generate_step` takes them: sampler, logits_processors, prefill_step_size, kv_bits, kv_group_size,
-    quantized_kv_start, prompt_progress_callback.
+    image's place. image: path, http(s) URL, data URI, bytes or Pillow image, or several. The options are the fields of
+    `Looking` and `Decoding`, which describe them.
 
-    Raises InputError for what cannot be used.
+    Raises OptionError or InputError at once for options that are unknown or cannot be used, and InputError with the
+    first segment for a prompt or an image that cannot be used.
     """
-    check_decoding(model, max_tokens, max_kv_size, step_options)
-    stopwatch = Stopwatch()
-    # What look returns is not held here, so that `stream_answer` can let go of it.
-    yield from stream_answer(
-        model,
-        tokenizer,
-        look(
-            model,
-            tokenizer,
-            prompt,
-            image,
-            granularity=granularity,
-            max_visual_tokens=max_visual_tokens,
-            system_prompt=system_prompt,
-            max_pixels=max_pixels,
-            stopwatch=stopwatch,
-        ),
-        stopwatch,
-        max_tokens=max_tokens,
-        max_kv_size=max_kv_size,
-        **step_options,
-    )
+    check_names(options, GenerateOptions)
+    looking, decoding = pick(Looking, options), pick(Decoding, options)
+    looking.check(model.config, bool(listed(image)))
+    decoding.check(model.config)
+    return answer(model, tokenizer, prompt, image, looking, decoding)
 
 
-def stream_answer(
+def answer(
     model: Model,
-    tokenizer,
-    views: Views,
-    stopwatch: Stopwatch,
-    *,
-    max_tokens: int = MAX_TOKENS,
-    max_kv_size: int | None = None,
-    kv: PrefixCache | None = None,
-    **step_options: Any,
-) -> Generator[Segment, None, None]:
-    """Answer a prompt whose images have been looked at; options as for `stream_generate`.
+    tokenizer: Tokenizer,
+    prompt: str | Messages,
+    images: Images,
+    looking: Looking,
+    decoding: Decoding,
+) -> Iterator[Segment]:
+    """Go the whole way: `prepare` sees the images, chooses how closely, and composes the input; `decode` answers."""
+    prepared = prepare(model, tokenizer, prompt, images, looking)
+    yield from decode(model, tokenizer, prepared, decoding)
 
-    kv: what it holds of the prompt is not prefilled again. Rotating and quantized caches always start afresh.
+
+def decode(
+    model: Model,
+    tokenizer: Tokenizer,
+    prepared: PreparedPrompt,
+    decoding: Decoding,
+    kv: PrefixCache | None = None,
+) -> Generator[Segment, None, None]:
+    """Answer a prepared prompt.
+
+    kv: positions that it holds are not prefilled again. Rotating and quantized caches always start afresh.
     """
-    embeddings = views.embeddings(model)
-    mx.eval(embeddings)
-    layout = views.layout()
-    del views  # and with it the features
+    clock, layout = Stopwatch(), prepared.layout
     ids = layout.position_ids(tokenizer.bos_token_id or 0)
-    if kv is not None and max_kv_size is None and step_options.get("kv_bits") is None:
+    store, keys = PrefixCache(), list[Key](ids)
+    if kv is not None and decoding.plain_kv:
         store, keys = kv, layout.position_keys()
-    else:
-        store, keys = PrefixCache(), list[Key](ids)
-    limit = token_limit(model, layout, max_tokens)
+    limit = token_limit(model, layout, decoding.max_tokens)
     detokenizer = tokenizer.detokenizer
     tokens: list[int] = []
     text = ""
-    with store.lend(keys, _empty_layers(model, max_kv_size)) as loan:
-        for token in _decode(model, ids, embeddings, loan, limit, step_options):
+    with store.lend(keys, _empty_layers(model, decoding.max_kv_size)) as loan:
+        for token in _tokens(model, ids, prepared.embeddings, loan, limit, decoding):
             if not tokens:
-                stopwatch.clock("prefill")
+                layout.seconds.prefill += clock.lap()
             tokens.append(token)
             loan.keys.append(token)
             stopped = token in tokenizer.eos_token_ids
@@ -180,9 +120,8 @@ def stream_answer(
             yield Segment(segment, token)
     detokenizer.finalize()
     segment = detokenizer.last_segment
-    stopwatch.clock("generation")
-    answer = make_answer(text + segment, tokens, stopped, layout, loan.reused, stopwatch.seconds)
-    yield Segment(segment, token, answer)
+    layout.seconds.generation = clock.lap()
+    yield Segment(segment, token, Answer.of(text + segment, tokens, stopped, layout, loan.reused))
 
 
 def token_limit(model: Model, layout: Layout, max_tokens: int) -> int:
@@ -196,21 +135,20 @@ def _empty_layers(model: Model, max_kv_size: int | None) -> list[Any]:
 
     if max_kv_size is None:
         return make_prompt_cache(model.language_model)
-    # generate_step's own is not heard by models that make their cache themselves
+    # generate_step ignores max_kv_size for models that make their cache themselves.
     return [RotatingKVCache(max_kv_size, keep=4) for _ in model.language_model.layers]
 
 
-def _decode(
-    model: Model, ids: list[int], embeddings: mx.array, loan: Loan, limit: int, options: dict[str, Any]
+def _tokens(
+    model: Model, ids: list[int], embeddings: mx.array, loan: Loan, limit: int, decoding: Decoding
 ) -> Iterator[int]:
     """Token after token, the end-of-sequence token included.
 
-    ids: for what reads the prompt's, such as repetition penalties; visual tokens pass as BOS, which no answer has.
+    ids: the prompt's, for processors such as repetition penalties; visual tokens pass as BOS, which no answer has.
     """
     from mlx_lm.generate import generate_step, generation_stream, wired_limit
 
     reused, new = mx.split(mx.array(ids), [loan.reused])
-    processors = [_after(reused, processor) for processor in options.pop("logits_processors", None) or []]
     with contextlib.ExitStack() as stack:
         with contextlib.redirect_stdout(sys.stderr):  # wired_limit prints its warning
             stack.enter_context(wired_limit(model, cast(list[mx.Stream], [generation_stream])))
@@ -220,60 +158,17 @@ def _decode(
             max_tokens=limit,
             input_embeddings=embeddings[loan.reused :],
             prompt_cache=loan.layers,
-            logits_processors=processors,
-            **options,
+            sampler=decoding.sampler,
+            logits_processors=[_after(reused, processor) for processor in decoding.logits_processors or ()],
+            prefill_step_size=decoding.prefill_step_size,
+            kv_bits=decoding.kv_bits,
+            kv_group_size=decoding.group_size(model.config) if decoding.kv_bits else 0,
+            quantized_kv_start=decoding.quantized_kv_start,
+            prompt_progress_callback=decoding.prompt_progress_callback,
         ):
             yield int(token)
 
 
 def _after(reused: mx.array, processor: LogitsProcessor) -> LogitsProcessor:
-    """A logits processor that is shown the tokens that were not prefilled, too."""
+    """A logits processor that also sees the tokens whose KV was reused."""
     return lambda tokens, logits: processor(mx.concatenate([reused, tokens]), logits)
-
-
-def make_answer(
-    text: str, tokens: list[int], stopped: bool, layout: Layout, reused: int, seconds: dict[str, float]
-) -> Answer:
-    """The answer of these tokens; `seconds` of preprocess, vision, router, prefill and generation."""
-    prefilled = layout.positions - reused
-    return Answer(
-        text=text,
-        token_ids=tuple(tokens),
-        finish_reason="stop" if stopped else "length",
-        views=layout.views,
-        prompt_token_ids=layout.ids,
-        prompt_tokens=layout.positions,
-        timings=Timings(
-            preprocess=seconds["preprocess"],
-            vision=seconds["vision"],
-            router=seconds["router"],
-            prefill=seconds["prefill"],
-            prompt_tokens_per_second=prefilled / seconds["prefill"],
-            generation_tokens_per_second=(len(tokens) - 1) / seconds["generation"],
-        ),
-        counters=Counters(
-            vision_calls=layout.vision_calls,
-            router_calls=sum(view.routing is not None for view in layout.views),
-            prefilled=prefilled,
-            reused=reused,
-        ),
-        peak_memory_gb=mx.get_peak_memory() / 1e9,
-    )
-
-
-def check_decoding(model: Model, max_tokens: int, max_kv_size: int | None, step_options: dict[str, Any]) -> None:
-    """Raise InputError for options of decoding that cannot be used."""
-    if max_tokens < 1 and max_tokens != -1:
-        raise InputError(f"max_tokens is {max_tokens}; expected 1 or more, or -1 for as many as fit")
-    kv_bits, group_size = step_options.get("kv_bits"), step_options.get("kv_group_size", 64)
-    if kv_bits is None:
-        return
-    if max_kv_size is not None:
-        raise InputError("a rotating KV cache (max_kv_size) cannot be quantized (kv_bits); choose one")
-    text = model.config.text
-    head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-    if head_dim % group_size:
-        raise InputError(
-            f"kv_group_size is {group_size}, which does not divide this model's head size {head_dim}; "
-            "choose one that does, or leave kv_bits out"
-        )

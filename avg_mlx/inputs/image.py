@@ -1,4 +1,4 @@
-"""An image → crops, with the reference's geometry and pixels."""
+"""From image to crops, with the reference's geometry and pixels."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ..geometry import Pair, fit_within
 
 @dataclass(frozen=True)
 class Crops:
-    """What the vision tower sees of one image."""
+    """One image as the vision tower sees it."""
 
     pixels: np.ndarray  # (crops, size, size, 3) float32, normalized; the base crop first
     image_size: Pair  # (height, width) of the original
@@ -24,13 +24,13 @@ class Crops:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of all that it holds."""
+        """A hash of pixels, sizes and grid."""
         what = f"{self.pixels.shape} {self.pixels.dtype} {self.image_size} {self.crop_grid}"
         return hashlib.sha256(what.encode() + self.pixels.tobytes()).hexdigest()
 
 
 def make_crops(image: Image.Image, config: Config) -> Crops:
-    """Cut an RGB image as `image_aspect_ratio` says."""
+    """Cut an RGB image into crops, as the config's `image_aspect_ratio` says."""
     image_size = image.height, image.width
     if config.image_aspect_ratio == "pad":
         return Crops(_normalize([_pad_to_square(image, config.vision)], config.vision), image_size, (0, 0))

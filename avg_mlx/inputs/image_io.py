@@ -1,4 +1,4 @@
-"""A path, URL, data URI, bytes or Pillow image → an upright RGB image."""
+"""From a path, URL, data URI, bytes or Pillow image to an upright RGB image."""
 
 import base64
 import binascii
@@ -30,10 +30,10 @@ URL_TIMEOUT = 20.0  # seconds, for the whole download
 
 
 def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS, timeout: float = URL_TIMEOUT) -> Image.Image:
-    """Read, turn upright (EXIF), put on white where transparent, reduce to 8-bit RGB.
+    """Read an image, turn it upright (EXIF), put transparent parts on white, and reduce it to 8-bit RGB.
 
-    source: a path, an http(s) URL, a data URI, an encoded image's bytes, or a Pillow image.
-    Raises InputError for what is missing, not an image, damaged, or above `max_pixels`.
+    source: a path, an http(s) URL, a data URI, an encoded image's bytes, or a Pillow image. timeout: seconds that a
+    download may take. Raises InputError if there is no image, or if it is damaged or larger than `max_pixels`.
     """
     with _opened(source, max_pixels, timeout) as image:
         image.load()
@@ -41,7 +41,7 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS, timeout: float
 
 
 def read_image_size(source: ImageSource, max_pixels: int = MAX_PIXELS, timeout: float = URL_TIMEOUT) -> Pair:
-    """(height, width) of what `read_image` gives, without decoding the pixels."""
+    """Return the (height, width) that `read_image` gives, without decoding the pixels."""
     with _opened(source, max_pixels, timeout) as image:
         size = image.height, image.width
         with suppress(Exception):  # as in _upright
@@ -53,7 +53,7 @@ def read_image_size(source: ImageSource, max_pixels: int = MAX_PIXELS, timeout: 
 
 @contextmanager
 def _opened(source: ImageSource, max_pixels: int, timeout: float) -> Iterator[Image.Image]:
-    """A Pillow image that is not too large; InputError for whatever goes wrong with it."""
+    """Open an image that is not too large; whatever goes wrong with it becomes an InputError."""
     name, data = ("the image", b"") if isinstance(source, Image.Image) else _fetch(source, timeout)
     try:
         with _pillow_limit(max_pixels):
@@ -75,7 +75,7 @@ def _opened(source: ImageSource, max_pixels: int, timeout: float) -> Iterator[Im
 
 @contextmanager
 def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Pillow's global limit becomes ours meanwhile: it also guards what a file holds inside (icons, tiles)."""
+    """Set Pillow's global limit to ours for a while: it also guards images inside a file, such as icons and tiles."""
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = max_pixels
     try:
@@ -102,7 +102,7 @@ def _too_large(name: str, found: str, max_pixels: int) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; EXIF data that cannot be read says nothing."""
+    """Turn an image as its EXIF orientation says; EXIF data that cannot be read is ignored."""
     with suppress(Exception):  # Pillow's reader raises SyntaxError, struct.error and more
         return ImageOps.exif_transpose(image)
     return image
@@ -130,7 +130,7 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
 
 
 def _fetch(source: str | Path | bytes, timeout: float) -> tuple[str, bytes]:
-    """What to call the image in a message, and its encoded bytes."""
+    """Return what to call the image in a message, and its encoded bytes."""
     if isinstance(source, bytes):
         name, data = "the image", source
     else:
@@ -172,7 +172,7 @@ def _decode_data_uri(uri: str) -> bytes:
 
 
 def _download(url: str, timeout: float) -> bytes:
-    """The body, or InputError when it is not there after `timeout` seconds."""
+    """Return the body; InputError if it has not arrived after `timeout` seconds."""
     body: Future[bytes] = Future()
 
     def work() -> None:

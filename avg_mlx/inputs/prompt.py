@@ -1,8 +1,9 @@
 """The conversation template, and prompt ids around the image placeholder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..errors import InputError
+from .tokenizer import Tokenizer
 
 PLACEHOLDER = "<image>"
 PLACEHOLDER_ID = -200
@@ -25,15 +26,16 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
-Messages = Sequence[dict[str, str]]
+Message = dict[str, str]  # role and content
+Messages = Sequence[Mapping[str, str]]
 
 
-def build_messages(prompt: str | Messages, images: int, system_prompt: str | None = None) -> list[dict[str, str]]:
-    """A conversation with one placeholder for every image.
+def build_messages(prompt: str | Messages, images: int, system_prompt: str | None = None) -> list[Message]:
+    """Make a conversation with one placeholder for every image.
 
-    prompt: a question, or messages of role and content. Without any placeholder of its own, the first user
-    message gets them all in front, each on its line. Raises InputError if a message is none, texts are empty or
-    counts disagree.
+    prompt: a question, or messages of role and content. If there is no placeholder in it, the first user message
+    gets all of them in front, each on its own line. Raises InputError if a message has another form, if a text is
+    empty, or if the numbers of placeholders and images differ.
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
     for n, message in enumerate(messages):
@@ -52,24 +54,24 @@ def build_messages(prompt: str | Messages, images: int, system_prompt: str | Non
         first["content"] = f"{PLACEHOLDER}\n" * images + first["content"]
     elif placeholders != images:
         raise InputError(
-            f"the prompt has {placeholders} {PLACEHOLDER} but {images} images came with it; "
-            f"write one {PLACEHOLDER} for each image, or none"
+            f"the prompt has {placeholders} {PLACEHOLDER}, but {images} images were given; "
+            f"write one {PLACEHOLDER} for each image, or none at all"
         )
     return messages
 
 
-def encode_messages(tokenizer, messages: Messages) -> list[int]:
-    """The ids of a conversation that awaits its answer, PLACEHOLDER_ID for each image."""
+def encode_messages(tokenizer: Tokenizer, messages: Messages) -> list[int]:
+    """Return the ids of a conversation that awaits its answer, with PLACEHOLDER_ID for each image."""
     return encode_text(tokenizer, render(tokenizer, messages, awaits_answer=True))
 
 
-def render(tokenizer, messages: Messages, awaits_answer: bool) -> str:
-    """A conversation as text, by the tokenizer's chat template."""
+def render(tokenizer: Tokenizer, messages: Messages, awaits_answer: bool) -> str:
+    """Return a conversation as text, as the tokenizer's chat template writes it."""
     return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=awaits_answer)
 
 
-def encode_text(tokenizer, text: str) -> list[int]:
-    """Tokenize the pieces between placeholders, each by itself, with BOS before the first only (as trained)."""
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokenize each piece between placeholders by itself, with BOS before the first only (as trained)."""
     ids: list[int] = []
     for i, piece in enumerate(text.split(PLACEHOLDER)):
         if i > 0:
@@ -81,8 +83,11 @@ def encode_text(tokenizer, text: str) -> list[int]:
     return ids
 
 
-def _guard_leading_space(tokenizer, piece: str) -> str:
-    """SentencePiece puts its space before every text; a tokenizer.json may leave it out where there is one already."""
+def _guard_leading_space(tokenizer: Tokenizer, piece: str) -> str:
+    """Double a leading space for tokenizers that take the first one for SentencePiece's own.
+
+    SentencePiece puts a space before every text. Some tokenizer.json files leave theirs out where one stands already.
+    """
     if piece[:1] in (" ", "▁"):
         bare, spaced = (tokenizer.encode(text, add_special_tokens=False) for text in ("a", " a"))
         if bare == spaced:

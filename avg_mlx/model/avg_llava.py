@@ -1,4 +1,4 @@
-"""AVG-LLaVA: image and question travel one way.
+"""AVG-LLaVA: an image and a question travel one way.
 
 1. crops → features                      vision tower, projector
 2. features → pyramid                    granularity scaler
@@ -11,6 +11,7 @@
 import importlib
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,7 +27,7 @@ from .vision import Projector, VisionTower
 
 
 class Model(nn.Module):
-    """The whole model; `config` says what it is made of."""
+    """The whole model; its sizes and parts are those that `config` describes."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -40,47 +41,47 @@ class Model(nn.Module):
         self.language_model = llm.Model(llm.ModelArgs.from_dict(config.text))
 
     def encode(self, crops: Crops) -> mx.array:
-        """Features of one image: (crops, patches, D)."""
+        """Compute the features of one image: (crops, patches, D)."""
         return self.projector(self.run_tower(crops))
 
     def run_tower(self, crops: Crops) -> mx.array:
-        """The vision tower's output, which the projector turns into features: (crops, patches, D of the tower)."""
+        """Run the vision tower alone, without the projector: (crops, patches, D of the tower)."""
         return self.vision_tower(mx.array(crops.pixels))
 
     def embed_text(self, ids: Sequence[int]) -> mx.array:
-        """Input embeddings of all tokens but the placeholders: (tokens, D)."""
+        """Look up the input embeddings of all tokens except the placeholders: (tokens, D)."""
         return self.language_model.model.embed_tokens(mx.array([i for i in ids if i != PLACEHOLDER_ID]))
 
     def route(self, features: mx.array, text: mx.array) -> mx.array:
-        """The router's logits, (granularities,), from one image's features and the prompt's text embeddings."""
+        """Compute the router's logits, (granularities,), from one image's features and the prompt's text embeddings."""
         granularities, patch_grid = self.config.granularities, self.config.vision.patch_grid
         return self.router(features, text, lambda x: pyramid(x, granularities, patch_grid))
 
     def pack(self, features: mx.array, granularity: int, crops: Crops) -> mx.array:
-        """Visual tokens of one image at `granularity`: (visual tokens, D)."""
+        """Turn one image's features into its visual tokens at `granularity`: (visual tokens, D)."""
         patch_grid = self.config.vision.patch_grid
         chosen = pool(features, granularity, patch_grid)
         grid = token_grid(granularity, patch_grid)
         return pack(chosen, grid, crops.crop_grid, crops.image_size, self.image_newline)
 
     def splice(self, ids: Sequence[int], text: mx.array, visual_tokens: Sequence[mx.array]) -> mx.array:
-        """Text embeddings with each image's visual tokens in its placeholder's place: (positions, D)."""
+        """Put each image's visual tokens in its placeholder's place among the text embeddings: (positions, D)."""
         cuts = [k - n for n, k in enumerate(k for k, i in enumerate(ids) if i == PLACEHOLDER_ID)]
         parts = []
         for stretch, image in itertools.zip_longest(mx.split(text, cuts), visual_tokens):
             parts += [stretch] if image is None else [stretch, image.astype(text.dtype)]
         return mx.concatenate(parts)
 
-    def hidden(self, embeddings: mx.array, cache=None) -> mx.array:
-        """The language model without its head: (batch, positions, D) → the same, normalized."""
+    def hidden(self, embeddings: mx.array, cache: list[Any] | None = None) -> mx.array:
+        """Run the language model without its head: (batch, positions, D) → the same shape, normalized."""
         return self.language_model.model(mx.zeros(embeddings.shape[:2], mx.int32), cache, embeddings)
 
     def head(self, hidden: mx.array) -> mx.array:
-        """Logits: (…, D) → (…, vocabulary)."""
+        """Turn hidden states into logits: (…, D) → (…, vocabulary)."""
         if self.config.text["tie_word_embeddings"]:
             return self.language_model.model.embed_tokens.as_linear(hidden)
         return self.language_model.lm_head(hidden)
 
-    def __call__(self, embeddings: mx.array, cache=None) -> mx.array:
-        """Next-token logits: (batch, positions, D) → (batch, positions, vocabulary)."""
+    def __call__(self, embeddings: mx.array, cache: list[Any] | None = None) -> mx.array:
+        """Compute next-token logits: (batch, positions, D) → (batch, positions, vocabulary)."""
         return self.head(self.hidden(embeddings, cache))

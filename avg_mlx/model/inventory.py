@@ -1,4 +1,4 @@
-"""What a model holds: its tensors, their shapes and sizes, and a fingerprint to tell models apart."""
+"""What a model holds: its tensors, their shapes and sizes, and a fingerprint that tells models apart."""
 
 import hashlib
 from collections import Counter
@@ -14,17 +14,22 @@ from .avg_llava import Model
 
 
 def tensors_of(model: nn.Module) -> dict[str, mx.array]:
-    """{name: array} of a model's parameters."""
+    """Return {name: array} of a model's parameters."""
     return cast(dict[str, mx.array], tree_flatten(model.parameters(), destination={}))
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of a model's parameters."""
+    """Return {name: shape} of a model's parameters."""
     return {name: array.shape for name, array in tensors_of(model).items()}
 
 
+def sizes_of(model: nn.Module) -> dict[str, int]:
+    """Return {name: bytes} of a model's parameters."""
+    return {name: array.nbytes for name, array in tensors_of(model).items()}
+
+
 def fingerprint(model: Model, router: bool = False) -> str:
-    """A hash that tells models apart: a few numbers of each tensor, the `router`'s too where it matters."""
+    """Return a hash of a few numbers of every tensor, the router's included only if `router`."""
     digest = hashlib.sha256()
     for name, array in sorted(tensors_of(model).items()):
         if router or not name.startswith("router."):
@@ -36,23 +41,24 @@ def fingerprint(model: Model, router: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a written model: what it weighs."""
+    """A part of a model, and what it takes on disk."""
 
     name: str
-    parameters: int
+    parameters: int  # of the unquantized part
     bytes: int
 
     @property
     def bits_per_weight(self) -> float:
+        """Bits on disk for each parameter, a quantized layer's scales and biases included."""
         return 8 * self.bytes / self.parameters
 
 
-def parts_of(target: Model) -> list[Part]:
-    """The language model, vision tower, projector, newline token and router, as they will be written."""
+def parts_of(model: Model) -> list[Part]:
+    """Return the language model, vision tower, projector, newline token and router, the largest first."""
     parameters: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for name, array in tensors_of(Model(target.config)).items():
+    for name, array in tensors_of(Model(model.config)).items():
         parameters[name.partition(".")[0]] += array.size
-    for name, array in tensors_of(target).items():
-        sizes[name.partition(".")[0]] += array.nbytes
+    for name, size in sizes_of(model).items():
+        sizes[name.partition(".")[0]] += size
     return [Part(name, parameters[name], sizes[name]) for name in sorted(sizes, key=sizes.__getitem__, reverse=True)]

@@ -1,4 +1,4 @@
-"""Chosen features → visual tokens: crops laid out, padding cut away, rows ended by the newline token."""
+"""From chosen features to visual tokens: crops are laid out, padding is cut away, rows end with the newline token."""
 
 import mlx.core as mx
 
@@ -6,10 +6,10 @@ from ..geometry import Pair, unpad_bounds
 
 
 def pack(features: mx.array, grid: Pair, crop_grid: Pair, image_size: Pair, newline: mx.array) -> mx.array:
-    """(crops, tokens, D), base crop first → (visual tokens, D).
+    """Turn one image's features, (crops, tokens, D) with the base crop first, into (visual tokens, D).
 
-    grid: a crop's (rows, columns) of tokens; crop_grid: (rows, columns) of local crops, (0, 0) when there is only
-    the base crop, which then stands alone; image_size: (height, width) of the original; newline: (D,).
+    grid: a crop's (rows, columns) of tokens. crop_grid: (rows, columns) of local crops; with (0, 0) there is only the
+    base crop, whose tokens are returned as they are. image_size: (height, width) of the original. newline: (D,).
     """
     base, local = features[0], features[1:]
     if crop_grid == (0, 0):

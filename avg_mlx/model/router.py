@@ -1,4 +1,4 @@
-"""The visual granularity router: features, pooled to their pyramid, and instruction → one logit per granularity.
+"""The visual granularity router: from features and instruction to one logit per granularity.
 
 Ported from AVG-LLaVA (arXiv 2410.02745, section 3.2) as its weights were trained.
 """
@@ -10,20 +10,20 @@ import mlx.nn as nn
 
 from ..config import Config
 
-Pool = Callable[[mx.array], mx.array]  # (crops, tokens, D) → (crops, positions, D), averages of tokens
+Pool = Callable[[mx.array], mx.array]  # (crops, tokens, D) → (crops, positions, D); a position averages tokens
 
-HEADS = 8  # of the crop mixer; the authors fixed it
+HEADS = 8  # attention heads of the crop mixer; the authors' code fixes the number
 DROPOUT = 0.1
 
 
 def text_filter(text: mx.array, base_features: mx.array, count: int) -> mx.array:
     """Keep the text tokens that resemble the image most.
 
-    text: (tokens, D) embeddings of the whole prompt but the image; base_features: (patches, D) of the base crop.
-    Returns (count, D), zero rows where the prompt is shorter. As trained: in order of falling similarity, not of
-    reading.
+    text: (tokens, D), the embeddings of the whole prompt without the image. base_features: (patches, D), the features
+    of the base crop. Returns (count, D); missing rows are zero where the prompt is shorter. As trained, the rows stand
+    in order of falling similarity, not in reading order.
     """
-    # The mean of cosines is the cosine's numerator with the mean of unit vectors: one product instead of many.
+    # The mean of the cosines is one product with the mean of the unit vectors.
     direction = _unit(base_features.astype(mx.float32)).mean(axis=0)
     similarity = _unit(text.astype(mx.float32)) @ direction  # (tokens,)
     kept = text[mx.argsort(-similarity)[:count]]
@@ -35,7 +35,7 @@ def _unit(x: mx.array) -> mx.array:
 
 
 class CropAttention(nn.MultiHeadAttention):
-    """Self-attention across crops, for each position by itself; its weights drop out in training, as PyTorch's do."""
+    """Self-attention across crops, separately for each position. In training its weights drop out, as PyTorch's do."""
 
     def __init__(self, D: int):
         super().__init__(D, HEADS, bias=True)
@@ -62,9 +62,10 @@ class CropMixer(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def __call__(self, x: mx.array, pool: Pool) -> mx.array:
-        """(crops, tokens, D) → (crops, positions, D): the layer of the pooled tokens.
+        """Apply the layer to the pooled tokens: (crops, tokens, D) → (crops, positions, D).
 
-        The projection of an average is the average of projections, so attention projects before pooling: fewer rows.
+        The projection of an average is the average of the projections, so attention projects before it pools, which
+        takes fewer rows.
         """
         x = self.norm1(pool(x) + self.dropout(self.attention(x, pool)))
         y = self.linear2(self.dropout(nn.relu(self.linear1(x))))
@@ -72,7 +73,7 @@ class CropMixer(nn.Module):
 
 
 class Scorer(nn.Module):
-    """Scores every position by itself: (…, D) → (…, granularities)."""
+    """Scores each position separately: (…, D) → (…, granularities)."""
 
     def __init__(self, D: int, granularities: int):
         super().__init__()
@@ -84,7 +85,7 @@ class Scorer(nn.Module):
 
 
 class Router(nn.Module):
-    """Text filter → crop mixer → scorer → mean over crops → vote → logit norm."""
+    """Runs text filter → crop mixer → scorer → mean over crops → vote → logit norm."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -95,12 +96,12 @@ class Router(nn.Module):
         self.logit_norm = nn.LayerNorm(len(config.granularities))
 
     def __call__(self, features: mx.array, text: mx.array, pool: Pool) -> mx.array:
-        """features: (crops, patches, D), of which `pool` makes the pyramid; text: (tokens, D).
+        """Return one logit per granularity for the whole image, (granularities,).
 
-        Returns (granularities,) logits for the whole image.
+        features: (crops, patches, D), which `pool` turns into the pyramid. text: (tokens, D).
         """
         filtered = text_filter(text, features[0], self.filtered_text_num).astype(features.dtype)
-        # Every crop reads the same text, and comes to the same but for dropout: one stands for all.
+        # Every crop reads the same text with the same result, so one crop stands for all. With dropout results differ.
         readers = len(features) if self.training else 1
         filtered = mx.broadcast_to(filtered, (readers, *filtered.shape))
         parts = [self.crop_mixer(features, pool), self.crop_mixer(filtered, lambda x: x)]

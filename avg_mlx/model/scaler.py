@@ -8,7 +8,7 @@ from ..geometry import Pair, pooling_kernel
 
 
 def pool(features: mx.array, granularity: int, patch_grid: Pair) -> mx.array:
-    """Average each cell of a crop's patch grid: (crops, patches, D) → (crops, granularity, D), row-major."""
+    """Average the patches of each cell: (crops, patches, D) → (crops, granularity, D), row-major."""
     crops, _, D = features.shape
     kernel_rows, kernel_columns = pooling_kernel(granularity, patch_grid)
     rows, columns = patch_grid[0] // kernel_rows, patch_grid[1] // kernel_columns
@@ -18,5 +18,5 @@ def pool(features: mx.array, granularity: int, patch_grid: Pair) -> mx.array:
 
 
 def pyramid(features: mx.array, granularities: Iterable[int], patch_grid: Pair) -> mx.array:
-    """Each granularity's cells in the order given: (crops, patches, D) → (crops, sum of granularities, D)."""
+    """Pool to each granularity in the order given: (crops, patches, D) → (crops, sum of granularities, D)."""
     return mx.concatenate([pool(features, g, patch_grid) for g in granularities], axis=1)

@@ -9,9 +9,9 @@ import mlx.nn as nn
 from ..config import Config, VisionConfig
 
 
-@functools.partial(mx.compile, shapeless=True)  # one kernel, as MLX's own activations are
+@functools.partial(mx.compile, shapeless=True)  # fused into one kernel, like MLX's own activations
 def quick_gelu(x: mx.array) -> mx.array:
-    """x · sigmoid(1.702 x), OpenAI CLIP's activation."""
+    """OpenAI CLIP's activation, x · sigmoid(1.702 x)."""
     return x * mx.sigmoid(1.702 * x)
 
 
@@ -19,7 +19,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": nn.gelu}
 
 
 class EncoderLayer(nn.Module):
-    """A pre-norm Transformer layer: (crops, tokens, D) → the same."""
+    """A pre-norm Transformer layer; (crops, tokens, D) keeps its shape."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -38,7 +38,7 @@ class EncoderLayer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """CLIP's ViT up to the layer whose output LLaVA uses; later layers are neither kept nor run.
+    """CLIP's ViT up to the layer whose output LLaVA uses. Later layers are neither kept nor run.
 
     Ported from `CLIPVisionTransformer` of Hugging Face transformers.
     """
@@ -53,7 +53,7 @@ class VisionTower(nn.Module):
         self.layers = [EncoderLayer(config) for _ in range(num_layers)]
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        """(crops, size, size, 3) → (crops, patches, D), row-major, the class token dropped."""
+        """Turn pixels, (crops, size, size, 3), into (crops, patches, D), row-major, without the class token."""
         x = self.patch_embedding(pixels.astype(self.patch_embedding.weight.dtype))
         crops, rows, columns, D = x.shape
         x = x.reshape(crops, rows * columns, D)
@@ -66,7 +66,7 @@ class VisionTower(nn.Module):
 
 
 class Projector(nn.Module):
-    """Linear layers with exact GELUs between them: the tower's width → the language model's."""
+    """Linear layers with exact GELUs between them, from the tower's width to the language model's."""
 
     def __init__(self, config: Config):
         super().__init__()

@@ -1,0 +1,120 @@
+"""What all verbs share: argument types, and one line and an exit status for whatever goes wrong."""
+
+import argparse
+import logging
+import math
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from ..errors import AvgMlxError, Interrupted
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit with status 2."""
+        self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
+
+
+def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: list[str] | None) -> int:
+    """Parse, work, and turn whatever goes wrong into one line on standard error and an exit status."""
+    if sys.stderr is None:  # closed by the shell, as in 2>&-
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    parser.add_argument("--verbose", action="store_true", default=False, help="show the traceback of an error")
+    args = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    logger = logging.getLogger("avg_mlx")
+    logger.handlers, logger.level = [LogLines()], logging.INFO
+    try:
+        if sys.stdout is None:
+            raise AvgMlxError("standard output is closed; send it to a terminal, a file or /dev/null")
+        work(args)
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt as stop:
+        told = str(stop) if isinstance(stop, Interrupted) else "interrupted"
+        print(f"\n{parser.prog}: {with_flags(parser, told)}", file=sys.stderr)
+        terminated = isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated)
+        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)  # as shells report it
+    except BrokenPipeError:  # the reader of standard output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if args.verbose:
+            traceback.print_exc()
+        if isinstance(error, OSError):
+            error = AvgMlxError(f"{error.filename or 'the system'}: {error.strerror or error}")
+        elif not isinstance(error, AvgMlxError):
+            error = AvgMlxError(f"unexpected {type(error).__name__}: {error} (--verbose tells where)")
+        print(f"{parser.prog}: {with_flags(parser, one_line(error))}", file=sys.stderr)
+        return error.exit_status
+
+
+class LogLines(logging.Handler):
+    """Prints what the library logs, a line each, above any progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record's text on standard error."""
+        from tqdm import tqdm
+
+        tqdm.write(record.getMessage(), file=sys.stderr)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends the work as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def with_flags(parser: Parser, message: str) -> str:
+    """Name options as they are typed: the library says `max_tokens` where the command line has `--max-tokens`.
+
+    Only names with an underscore are replaced, since those are not words of the language.
+    """
+    flags = {action.dest: max(action.option_strings, key=len) for action in parser._actions if action.option_strings}
+    names = "|".join(re.escape(dest) for dest in flags if "_" in dest)
+    if not names:
+        return message
+    return re.sub(rf"(?<![\w/.\-])({names})(?![\w/.\-]\w|\w)", lambda match: flags[match[1]], message)
+
+
+def one_line(message: object) -> str:
+    """Return a message without line ends."""
+    return " ".join(str(message).split())
+
+
+def number(
+    kind: type[int] | type[float], low: float, high: float = math.inf, *, exclusive: bool = False
+) -> Callable[[str], float]:
+    """An argparse type: a number of `kind` from `low` (or above it, if `exclusive`) up to `high`."""
+    what = "a whole number" if kind is int else "a number"
+    bounds = f"above {low}" if exclusive else f"from {low}"
+    bounds += f" up to {high}" if high < math.inf else " upwards"
+
+    def parse(text: str) -> float:
+        try:
+            value: float = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or (exclusive and value == low) or value == math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not {what} {bounds}")
+        return value
+
+    return parse
+
+
+def text(given: str) -> str:
+    """An argparse type: a text that was typed as UTF-8."""
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("this is not UTF-8 text") from None
+    return given

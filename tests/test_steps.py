@@ -1,0 +1,262 @@
+"""See, choose, compose: features, how closely images are looked at, and what enters the language model."""
+
+import dataclasses
+import gc
+import itertools
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from avg_mlx import ChatSession, InputError, generate, route, stream_batch, stream_generate
+from avg_mlx.errors import OptionError
+from avg_mlx.files import read_json
+from avg_mlx.inference.options import AskOptions, Decoding, GenerateOptions, Looking, RouteOptions
+from avg_mlx.inference.steps import Stopwatch, choose, compose, prepare, see
+from avg_mlx.inference.view import Routing
+from avg_mlx.inputs.image import make_crops
+from avg_mlx.inputs.prompt import PLACEHOLDER_ID
+from avg_mlx.weights.checkpoint import load_model
+
+WIDE, TALL, SQUARE = (
+    Image.effect_mandelbrot(size, (-2, -1, 1, 1), 50).convert("RGB") for size in ((160, 40), (40, 90), (100, 100))
+)
+PHOTOS = (WIDE, TALL, SQUARE)
+
+
+@pytest.fixture(scope="module")
+def seen(tiny):
+    """Three photographs and a question, after the vision tower."""
+    return see(*tiny, "<image> or <image>, and <image>?", PHOTOS, Looking())
+
+
+@pytest.fixture(scope="module")
+def views(tiny, seen):
+    """How closely the router looks at them."""
+    return choose(tiny[0], seen, Looking())
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny, seen, views):
+    """The language model's input."""
+    return compose(tiny[0], seen, views)
+
+
+@pytest.mark.parametrize("n", range(3), ids=["wide", "tall", "square"])
+def test_each_of_several_images_is_routed_by_itself_with_the_same_text(tiny, seen, views, n):
+    model, _ = tiny
+    crops = make_crops(PHOTOS[n], model.config)
+    logits = model.route(model.encode(crops), seen.text)
+    view = views[n]
+    assert np.allclose(view.routing.logits, logits.tolist(), atol=1e-5)
+    assert view.granularity == model.config.granularities[int(mx.argmax(logits).item())]
+    assert view.source == "router"
+    assert (view.crops, view.crop_grid) == (len(crops), crops.crop_grid)
+
+
+def test_swapped_images_swap_their_views(tiny):
+    forth, back = (route(*tiny, "Which?", photos) for photos in ([WIDE, TALL], [TALL, WIDE]))
+    assert forth[0] != forth[1]
+    assert forth == back[::-1]
+
+
+def test_the_question_has_a_say(tiny):
+    questions = ("Why?", "Read the text on the sign.")
+    ours, theirs = (route(*tiny, question, SQUARE, system_prompt=".")[0].routing for question in questions)
+    assert not np.allclose(ours.logits, theirs.logits, atol=1e-3)
+
+
+def test_probabilities_are_the_softmax_of_the_logits(views):
+    for view in views:
+        exponentials = np.exp(view.routing.logits)
+        assert np.allclose(view.routing.probabilities, exponentials / exponentials.sum(), atol=1e-6)
+        assert view.routing.granularities == (1, 2, 4, 8, 16)
+        assert view.routing.choice == view.routing.granularities[int(np.argmax(view.routing.logits))]
+
+
+def test_visual_tokens_are_counted_as_they_are_packed(tiny, seen, views):
+    model, _ = tiny
+    for view, features, crops in zip(views, seen.features, seen.crops, strict=True):
+        assert view.visual_tokens == len(model.pack(features, view.granularity, crops))
+        assert view.visual_tokens_finest == len(model.pack(features, 16, crops))
+
+
+def test_each_image_enters_at_its_placeholder(tiny, seen, views, prepared):
+    model, _ = tiny
+    expected, text, images = [], iter(seen.text), iter(range(3))
+    for id in seen.ids:
+        if id == PLACEHOLDER_ID:
+            n = next(images)
+            expected += list(model.pack(seen.features[n], views[n].granularity, seen.crops[n]))
+        else:
+            embedding = next(text)
+            assert mx.array_equal(embedding, model.language_model.model.embed_tokens(mx.array(id)))
+            expected.append(embedding)
+    assert mx.array_equal(prepared.embeddings, mx.stack(expected))
+    assert prepared.layout.positions == len(prepared.embeddings)
+
+
+def test_position_ids_have_a_filler_for_every_visual_token(prepared):
+    counts = iter(view.visual_tokens for view in prepared.layout.views)
+    expected = []
+    for id in prepared.layout.ids:
+        expected += [-1] * next(counts) if id == PLACEHOLDER_ID else [id]
+    assert prepared.layout.position_ids(-1) == expected
+    assert len(expected) == prepared.layout.positions
+
+
+@pytest.fixture(params=[(16, 8, 4, 2, 1), (4, 16, 1, 8, 2), (1, 2, 16, 4, 8)], ids=str)
+def ranked(request, monkeypatch):
+    """A router that ranks granularities so, whatever it is shown."""
+    logits = [-float(request.param.index(g)) for g in (1, 2, 4, 8, 16)]
+    monkeypatch.setattr("avg_mlx.model.avg_llava.Model.route", lambda *_: mx.array(logits))
+    return request.param
+
+
+@pytest.mark.parametrize("photo", PHOTOS, ids=["wide", "tall", "square"])
+def test_a_budget_is_spent_on_the_best_scored_granularity_that_fits(tiny, ranked, photo):
+    model, tokenizer = tiny
+    counts = {g: model.config.visual_tokens(g, (photo.height, photo.width)) for g in ranked}
+    for budget in sorted({count + more for count in counts.values() for more in (0, 1, 1000)}):
+        (view,) = route(model, tokenizer, "Why?", photo, max_visual_tokens=budget)
+        assert view.granularity == next(g for g in ranked if counts[g] <= budget)
+        assert view.source == ("router" if view.granularity == ranked[0] else "budget")
+        assert view.visual_tokens == counts[view.granularity] <= budget
+        assert view.routing.choice == ranked[0]
+    with pytest.raises(InputError, match=f"takes at least {min(counts.values())}"):
+        route(model, tokenizer, "Why?", photo, max_visual_tokens=min(counts.values()) - 1)
+
+
+def test_a_budget_is_for_each_image(tiny, ranked):
+    together = route(*tiny, "Which?", PHOTOS, max_visual_tokens=40)
+    assert together == tuple(route(*tiny, "Which?", photo, max_visual_tokens=40)[0] for photo in PHOTOS)
+    assert sum(view.visual_tokens for view in route(*tiny, "Which?", [SQUARE] * 3, max_visual_tokens=20)) > 20
+
+
+@pytest.mark.parametrize("granularity", [1, 2, 4, 8, 16])
+def test_a_forced_granularity_needs_no_router(tiny, granularity, monkeypatch):
+    model, tokenizer = tiny
+    monkeypatch.setattr(type(model), "route", lambda *_: pytest.fail("it was routed"))
+    looking = Looking(granularity=granularity)
+    for view in choose(model, see(model, tokenizer, "Which?", [WIDE, TALL], looking), looking):
+        assert (view.granularity, view.source, view.routing) == (granularity, "forced", None)
+
+
+def test_text_needs_neither_image_nor_router(tiny, monkeypatch):
+    model, tokenizer = tiny
+    monkeypatch.setattr(type(model), "route", lambda *_: pytest.fail("it was routed"))
+    seen = see(model, tokenizer, "Why?", None, Looking())
+    views = choose(model, seen, Looking())
+    assert views == seen.crops == seen.features == ()
+    prepared = compose(model, seen, views)
+    assert prepared.layout.positions == len(seen.ids) == len(seen.text)
+    assert mx.array_equal(prepared.embeddings, seen.text)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"granularity": 3}, "granularity is 3; .*auto.* 1, 2, 4, 8, 16"),
+        ({"granularity": "fine"}, "granularity is 'fine'; .*auto.* 1, 2, 4, 8, 16"),
+        ({"granularity": 4, "max_visual_tokens": 50}, "granularity 4 .* max_visual_tokens"),
+        ({"max_visual_tokens": 1}, "no granularity fits into 1 visual tokens; this image takes at least 7"),
+        ({"max_pixels": 100}, "above the limit"),
+    ],
+)
+def test_options_that_are_refused(tiny, options, words):
+    with pytest.raises(InputError, match=words):
+        generate(*tiny, "Why?", SQUARE, **options)
+
+
+@pytest.fixture
+def blind(monkeypatch):
+    """Images cannot be read; whoever tries has not refused the options before."""
+    monkeypatch.setattr("avg_mlx.inference.steps.read_image", lambda *_: pytest.fail("an image was read"))
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("max_tokns", "max_tokens"), ("granularty", "granularity"), ("temp", "choose from"), ("images", "choose from")],
+)
+def test_an_unknown_option_fails_at_once_and_names_the_nearest(tiny, blind, name, nearest):
+    """At the call itself: neither an image nor the first segment has been asked for."""
+    for function in (generate, stream_generate, ChatSession(*tiny).ask):
+        arguments = ["Why?", SQUARE] if function not in (generate, stream_generate) else [*tiny, "Why?", SQUARE]
+        with pytest.raises(OptionError, match=f"{name} is not an option.*{nearest}") as error:
+            function(*arguments, **{name: 3})
+        assert isinstance(error.value, TypeError)
+    with pytest.raises(OptionError, match=r"batch_sise is not an option.*batch_size"):
+        stream_batch(*tiny, [], batch_sise=3)
+
+
+@pytest.mark.parametrize("option", ["granularity", "max_tokens", "sampler"])
+def test_routing_has_no_options_of_answering(tiny, blind, option):
+    with pytest.raises(OptionError, match=f"{option} is not an option"):
+        route(*tiny, "Why?", SQUARE, **{option: 16})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"granularity": 4, "max_visual_tokens": 50},
+        {"granularity": 3},
+        {"kv_bits": 4, "max_kv_size": 64},
+        {"max_tokens": 0},
+        {"prefill_step_size": 0},
+    ],
+    ids=str,
+)
+def test_options_are_checked_before_the_first_segment_is_asked_for(tiny, blind, options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        stream_generate(*tiny, "Why?", SQUARE, **options)
+    with pytest.raises(InputError, match=next(iter(options))):
+        ChatSession(*tiny).ask("Why?", SQUARE, **options)
+
+
+def test_every_option_has_a_default_and_a_place():
+    """The names that are checked are those of the dataclasses that hold defaults."""
+    fields = {field.name for kind in (Looking, Decoding) for field in dataclasses.fields(kind)}
+    assert set(GenerateOptions.__annotations__) == fields
+    assert set(RouteOptions.__annotations__) == {"max_visual_tokens", "system_prompt", "max_pixels"}
+    assert set(AskOptions.__annotations__) == fields - {"system_prompt", "max_pixels"}
+
+
+def test_a_prompt_beyond_the_context_is_refused_with_its_length(tiny, tiny_folder):
+    _, tokenizer = tiny
+    keys = read_json(tiny_folder / "config.json")
+    looking = Looking(granularity=16)
+    layout = prepare(*tiny, "Why?", SQUARE, looking).layout
+    fits = load_model(tiny_folder, keys | {"max_position_embeddings": layout.positions})
+    assert prepare(fits, tokenizer, "Why?", SQUARE, looking).layout.positions == layout.positions
+    short = load_model(tiny_folder, keys | {"max_position_embeddings": layout.positions - 1})
+    words = (
+        rf"takes {layout.positions} positions \({len(layout.ids) - 1} for text, .*\) but the model has "
+        rf"{layout.positions - 1}; shorten it, or look less closely"
+    )
+    with pytest.raises(InputError, match=words):
+        prepare(short, tokenizer, "Why?", SQUARE, looking)
+
+
+def test_best_of_looks_only_at_what_is_allowed():
+    routing = Routing((36, 72, 144), (0.5, -1.0, 2.0), (0.2, 0.1, 0.7))
+    assert routing.choice == 144
+    for size in (1, 2, 3):
+        for allowed in itertools.permutations((36, 72, 144), size):
+            expected = next(g for g in (144, 36, 72) if g in allowed)
+            assert routing.best_of(allowed) == expected
+
+
+def test_views_are_not_to_be_changed(views):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        views[0].granularity = 1
+
+
+def test_the_stopwatch_evaluates_what_it_clocks():
+    stopwatch = Stopwatch()
+    gc.collect()
+    before = mx.get_active_memory()
+    array = mx.random.normal((1000, 1000))
+    assert stopwatch.lap(array) > 0
+    assert mx.get_active_memory() - before >= array.nbytes
+    assert stopwatch.lap() >= 0
