@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo test test-slow lint types metal-check wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/python generate.py --image examples/sign.png --prompt "what shape is in the image?"
@@ -21,6 +21,17 @@ lint: $(VENV)/installed
 
 types: $(VENV)/installed
 	$(BIN)/mypy
+
+# A report to paste into an issue, from a Mac: make -s metal-check > report.md
+# WEIGHTS= chooses the bench's random weights: tiny, 300m, 1b or 7b.
+WEIGHTS ?= 300m
+metal-check: $(VENV)/installed
+	@$(BIN)/python benchmarks/metal_check.py --random-weights $(WEIGHTS)
+
+# An old build/lib would bring back files that have been deleted.
+wheel: $(VENV)/installed
+	rm -rf build/lib build/wheel
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
 
 clean:
 	rm -rf build $(VENV)

@@ -1,0 +1,52 @@
+"""What SECURITY.md promises of model folders from strangers, where no other test holds it."""
+
+import contextlib
+import json
+
+import pytest
+
+from avg_mlx import AvgMlxError, load
+from avg_mlx.inputs.prompt import build_messages, encode_messages
+
+CLASSES = {
+    "AutoConfig": "code.Config",
+    "AutoTokenizer": ["code.Tokenizer", "code.Tokenizer"],
+    "AutoModel": "code.Model",
+    "AutoModelForCausalLM": "code.Model",
+}
+
+
+@pytest.fixture
+def folder(model_folder, tmp_path, monkeypatch):
+    """A model folder with code that leaves a mark when it is run, and a user who agrees to run it when asked."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    (model_folder / "code.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').close()\n")
+    return model_folder
+
+
+def add(file, **keys) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+
+@pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json"])
+def test_code_that_a_config_names_is_not_run(folder, tmp_path, where):
+    """Neither in transformers' way nor in mlx-lm's."""
+    add(folder / where, auto_map=CLASSES, tokenizer_class="Tokenizer", model_file="code.py")
+    with contextlib.suppress(AvgMlxError):  # it may be refused
+        load(folder)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("model_type", ["code", "../code", "mlx_lm.models.mistral3"])
+def test_a_config_does_not_choose_the_module_that_is_imported(folder, tmp_path, model_type):
+    add(folder / "config.json", model_type=model_type)
+    with pytest.raises(AvgMlxError, match="model_type"):
+        load(folder)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_chat_template_cannot_reach_python(folder):
+    add(folder / "tokenizer_config.json", chat_template="{{ messages.__class__.__mro__[1].__subclasses__() }}")
+    _, tokenizer = load(folder)
+    with pytest.raises(Exception, match="unsafe"):
+        encode_messages(tokenizer, build_messages("What is this?", images=1))
