@@ -1,4 +1,4 @@
-"""Imports point strictly downwards, as docs/architecture.md draws them."""
+"""What importing loads, and who prints. The contracts in pyproject.toml say which way imports point: make lint."""
 
 import ast
 import subprocess
@@ -14,40 +14,8 @@ from avg_mlx.__main__ import VERBS
 
 PACKAGE = ROOT / "avg_mlx"
 
-# Bottom to top; what stands in one line does not import each other. Some are packages.
-LAYERS = (
-    {"demo", "errors", "version"},
-    {"files", "geometry"},
-    {"config"},
-    {"cost"},
-    {"image", "image_io", "prompt", "vision", "scaler", "router", "packing"},
-    {"tokenizer"},  # beside those, but for the conversation template that it writes down
-    {"model", "model_card", "pytorch"},
-    {"caches"},
-    {"adapters", "quantization", "sharding", "view", "writing"},
-    {"checkpoint", "generation"},
-    {"batch", "chat", "source", "fusing"},
-    {"conversion"},
-    {"exporting"},
-    {"training", "bench"},
-    {"evaluation"},
-    {"cli"},
-    {"__init__", "__main__"},
-)
-SIBLINGS = LAYERS[3] | LAYERS[4]
-
-
-def unit_of(file: Path) -> str:
-    """The module or package directly under avg_mlx that a file belongs to."""
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
 FILES = sorted(PACKAGE.rglob("*.py"))
-UNITS = sorted({unit_of(file) for file in FILES})
-
-
-def files_of(unit: str) -> list[Path]:
-    return [file for file in FILES if unit_of(file) == unit]
+ROOMS = sorted(file.parent for file in PACKAGE.glob("*/__init__.py"))
 
 
 def import_statements(file: Path, late: bool) -> Iterator[ast.Import | ast.ImportFrom]:
@@ -59,22 +27,17 @@ def import_statements(file: Path, late: bool) -> Iterator[ast.Import | ast.Impor
 
 
 def imported_files(file: Path, late: bool) -> set[Path]:
-    """Files of this package that a file imports; a public name counts as the module that it lives in."""
+    """Files of this package that a file imports."""
     found = set()
     for node in import_statements(file, late):
         if not isinstance(node, ast.ImportFrom) or node.level == 0:
             continue
         home = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
         for alias in node.names:
-            module = home / avg_mlx._HOME_OF.get(alias.name, alias.name) if home == PACKAGE else home / alias.name
+            module = home / alias.name
             places = (module.with_suffix(".py"), module / "__init__.py", home.with_suffix(".py"), home / "__init__.py")
             found.add(next(place for place in places if place.is_file()))
     return found
-
-
-def imported_units(unit: str) -> set[str]:
-    """Units that a unit imports, sooner or later; the package itself is none, it has the version's number only."""
-    return {unit_of(f) for file in files_of(unit) for f in imported_files(file, late=True)} - {unit, "__init__"}
 
 
 def external_packages(file: Path, late: bool) -> set[str]:
@@ -100,32 +63,35 @@ def loaded_with(file: Path) -> set[str]:
     return external - sys.stdlib_module_names
 
 
-def test_every_module_has_its_layer():
-    assert set(UNITS) <= set().union(*LAYERS)
-    assert sum(map(len, LAYERS)) == len(set().union(*LAYERS))
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_every_room_says_what_it_is_for(room):
+    """In a line or two, and its contents are listed among the contracts."""
+    said = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
+    assert said
+    assert len(said.splitlines()) <= 2
+    assert f"avg_mlx.{room.name}" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("unit", UNITS)
-def test_imports_point_downwards(unit):
-    (layer,) = (i for i, units in enumerate(LAYERS) if unit in units)
-    assert imported_units(unit) <= set().union(*LAYERS[:layer])
+def test_the_contracts_hold_and_see_everything():
+    """import-linter reads functions and type checkers' imports too. A module that no contract lists is an error."""
+    done = subprocess.run([Path(sys.executable).with_name("lint-imports")], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+    assert " 0 broken" in done.stdout
 
 
-@pytest.mark.parametrize("unit", sorted(SIBLINGS))
-def test_stages_do_not_know_each_other(unit):
-    assert imported_units(unit) & SIBLINGS == ({"prompt"} if unit == "tokenizer" else set())
+GROUND = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")
 
 
-@pytest.mark.parametrize("name", ["errors", "files", "version", "geometry", "config", "cost", "__main__", "__init__"])
-def test_geometry_and_config_need_nothing_else(name):
-    """Neither MLX nor anything else from outside."""
-    assert loaded_with(PACKAGE / f"{name}.py") == set()
+@pytest.mark.parametrize("name", GROUND)
+def test_the_ground_floor_needs_nothing_else(name):
+    """It loads neither MLX nor anything else from outside, except what makes public names late."""
+    assert loaded_with(PACKAGE / f"{name}.py") == {"lazy_loader"}
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_waits_for_nothing(verb):
     """What a verb needs for its work is imported when it works."""
-    assert loaded_with(PACKAGE / "cli" / f"{verb}.py") == set()
+    assert loaded_with(PACKAGE / "cli" / f"{verb}.py") == {"lazy_loader"}
 
 
 @pytest.mark.parametrize("command", [["-c", "import avg_mlx"], ["-m", "avg_mlx"], ["-m", "avg_mlx", "generate", "-h"]])
@@ -140,14 +106,13 @@ def test_nothing_from_outside_is_loaded_without_need(command):
 def test_inside_the_package_imports_are_relative():
     """So that the tests above see them all."""
     assert not any("avg_mlx" in external_packages(file, late=True) for file in FILES)
-    assert "mlx" in loaded_with(PACKAGE / "model.py")
+    assert "mlx" in loaded_with(PACKAGE / "model" / "avg_llava.py")
 
 
 def test_the_public_names_come_late():
-    assert set(avg_mlx.__all__) >= set(avg_mlx._HOME_OF)
     for name in avg_mlx.__all__:
         assert getattr(avg_mlx, name) is not None
-    with pytest.raises(AttributeError, match="module 'avg_mlx' has no attribute 'nonsense'"):
+    with pytest.raises(AttributeError, match="nonsense"):
         avg_mlx.nonsense  # noqa: B018
 
 
@@ -169,12 +134,12 @@ def spoken(file: Path) -> Iterator[str]:
             yield f"{file.name}:{node.lineno} {name}"
 
 
-@pytest.mark.parametrize("unit", [unit for unit in UNITS if unit not in ("cli", "__main__")])
-def test_only_the_command_line_prints_or_exits(unit):
-    assert [place for file in files_of(unit) for place in spoken(file)] == []
+def test_only_the_command_line_prints_or_exits():
+    library = [file for file in FILES if file.parent.name != "cli" and file.name != "__main__.py"]
+    assert [place for file in library for place in spoken(file)] == []
 
 
 def test_the_command_line_does_print():
     """So that the test above would see it."""
-    assert any(spoken(file) for file in files_of("cli"))
+    assert any(spoken(file) for file in FILES if file.parent.name == "cli")
     assert [place for place in spoken(PACKAGE / "__main__.py") if place.endswith("sys.exit")]
