@@ -19,3 +19,10 @@ class OptionError(InputError, TypeError):
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM stopped long work. What was done is kept; the text says how to resume."""
+
+
+def printable(text: object, limit: int = 300) -> str:
+    """Return a foreign text as a message may show it: on one line, without control characters, and cut at `limit`."""
+    line = " ".join(str(text).split())
+    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+    return line if len(line) <= limit else f"{line[:limit]}…"

@@ -9,6 +9,7 @@ import pytest
 from conftest import CHECKPOINT
 from PIL import Image
 
+from avg_mlx import InputError
 from avg_mlx.config import Config
 from avg_mlx.inputs.image import make_crops
 
@@ -137,3 +138,19 @@ def test_statistics_and_size_of_another_tower():
     crops = make_crops(Image.new("RGB", (28, 28), (255, 0, 51)), config)
     assert crops.pixels.shape == (2, 28, 28, 3)
     assert np.allclose(crops.pixels, [1.0, -1.0, 0.2], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(900, 20), (20, 900), (333, 332), (1, 1)])
+@pytest.mark.parametrize("band", [1, 1000])
+def test_padding_in_bands_gives_the_same_pixels(size, band, monkeypatch):
+    image, config = noise(*size), dataclasses.replace(CONFIG, image_aspect_ratio="pad")
+    whole = make_crops(image, config).pixels
+    monkeypatch.setattr("avg_mlx.inputs.image.BAND", band)
+    assert np.array_equal(make_crops(image, config).pixels, whole)
+
+
+def test_an_image_too_tall_to_be_padded_is_refused():
+    config = dataclasses.replace(CONFIG, image_aspect_ratio="pad")
+    assert len(make_crops(Image.new("RGB", (60_000, 100)), config)) == 1
+    with pytest.raises(InputError, match="100×60000 is too tall for this model.*; cut it"):
+        make_crops(Image.new("RGB", (100, 60_000)), config)

@@ -8,7 +8,12 @@ import numpy as np
 from PIL import Image
 
 from ..config import Config, VisionConfig
+from ..errors import InputError
 from ..geometry import Pair, fit_within
+
+
+BAND = 1 << 24  # pixels that are padded at a time
+MOST_PADDED = 1 << 29  # pixels of the rows that are padded, which takes about four seconds
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,26 @@ def _fit_on_black(image: Image.Image, resolution: Pair) -> Image.Image:
 
 
 def _pad_to_square(image: Image.Image, vision: VisionConfig) -> Image.Image:
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), tuple(int(mean * 255) for mean in vision.image_mean))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square.resize((vision.image_size, vision.image_size), Image.Resampling.BICUBIC)
+    """Pad an image with the mean colour to a square, and resize it to a crop.
+
+    The square itself may be far larger than the image, so it is never made. Pillow resizes first the rows and then the
+    columns; rows of padding alone keep their colour, and the others are padded and resized in bands. Raises InputError
+    for an image so tall that this would take long.
+    """
+    side, size = max(image.size), vision.image_size
+    if side * image.height > MOST_PADDED:
+        raise InputError(
+            f"an image of {image.width}×{image.height} is too tall for this model, which pads images to squares; cut it"
+        )
+    colour = tuple(int(mean * 255) for mean in vision.image_mean)
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    narrow = Image.new("RGB", (size, side), colour)
+    rows = max(1, BAND // side)
+    for start in range(0, image.height, rows):
+        band = Image.new("RGB", (side, min(rows, image.height - start)), colour)
+        band.paste(image.crop((0, start, image.width, start + band.height)), (left, 0))
+        narrow.paste(band.resize((size, band.height), Image.Resampling.BICUBIC), (0, top + start))
+    return narrow.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _normalize(crops: list[Image.Image], vision: VisionConfig) -> np.ndarray:
