@@ -10,6 +10,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # tests run side by side
+
 import hypothesis
 import numpy as np
 import pytest

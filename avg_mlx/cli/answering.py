@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..blas import BLAS, HINT, MISSING
 from ..errors import InputError
 from .parser import Parser, number, text
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..model.avg_llava import Model
 
 CONVERTED = Path("mlx_model")
+LARGE = 100_000_000  # parameters of a model whose products take long
 RELEASED = "zhibinlan/AVG-LLaVA"
 
 
@@ -105,6 +107,9 @@ def open_model(
     args: argparse.Namespace, name: str, group: "mx.distributed.Group | None" = None
 ) -> "tuple[Model, Tokenizer]":
     """Load the model, and check the options that depend on it; a group of processes shares the language model."""
+    import mlx.core as mx
+
+    from ..model.inventory import parts_of
     from ..weights.checkpoint import load
 
     model, tokenizer = load(name, revision=args.revision, adapter_path=args.adapter_path, group=group)
@@ -115,6 +120,8 @@ def open_model(
         if token not in tokenizer.get_vocab() and not (token.isdecimal() and int(token) < vocab_size):
             raise InputError(f"{token!r} is not a token of this model; extra_eos_token takes tokens or their numbers")
         tokenizer.add_eos_token(token)
+    if BLAS == MISSING and mx.default_device() == mx.cpu and sum(part.parameters for part in parts_of(model)) > LARGE:
+        print(HINT, file=sys.stderr)
     return model, tokenizer
 
 

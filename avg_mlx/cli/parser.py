@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from ..blas import BLAS
 from ..errors import AvgMlxError, Interrupted
 
 
@@ -26,7 +27,8 @@ def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: l
     """Parse, work, and turn whatever goes wrong into one line on standard error and an exit status."""
     if sys.stderr is None:  # closed by the shell, as in 2>&-
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    parser.add_argument("--verbose", action="store_true", default=False, help="show the traceback of an error")
+    about = "show the traceback of an error, and the BLAS in use"
+    parser.add_argument("--verbose", action="store_true", default=False, help=about)
     args = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
     logger = logging.getLogger("avg_mlx")
@@ -34,6 +36,8 @@ def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: l
     try:
         if sys.stdout is None:
             raise AvgMlxError("standard output is closed; send it to a terminal, a file or /dev/null")
+        if args.verbose:
+            print(f"BLAS for MLX on the CPU: {BLAS}", file=sys.stderr)
         work(args)
         sys.stdout.flush()
         return 0
