@@ -11,9 +11,7 @@ import sys
 
 LIBRARY = "libopenblas.so.0"  # Debian's libopenblas0-pthread has it, Fedora's openblas-threads too
 SWITCH = "AVG_MLX_OPENBLAS"  # 0: do not look for it
-HINT = (
-    f"MLX's own BLAS is slow on this CPU: with {LIBRARY} (Debian: libopenblas0-pthread), float32 is many times faster"
-)
+HINT = f"MLX's own BLAS is slow on this CPU; with {LIBRARY} (Debian's libopenblas0-pthread), float32 is far faster"
 
 
 def load_openblas() -> str:

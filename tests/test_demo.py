@@ -53,7 +53,7 @@ def test_without_a_model_it_answers_and_says_so(tmp_path):
     assert "avg-mlx convert --hf-path zhibinlan/AVG-LLaVA" in line
     assert summary[0] == "=" * 10
     quiet = subprocess.run([*command, "--quiet"], capture_output=True, text=True, cwd=tmp_path)
-    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, done.stdout, "")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, done.stdout, f"{line}\n")
 
 
 def test_the_question_decides_how_closely_it_looks(demo):
