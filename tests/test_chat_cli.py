@@ -135,7 +135,7 @@ def test_an_existing_file_is_not_overwritten(chat, tmp_path):
         ("/", "there is no command /; /help lists them"),
         ("/image", "which image? /image PATH"),
         ("/image absent.png", "no image at absent.png; give a path, an http(s) URL, a data URI or -"),
-        ("/image data.json", "data.json is not an image that Pillow can read; give a PNG, JPEG, WebP, …"),
+        ("/image data.json", "data.json is not an image that can be read here"),
         ("/granularity", "granularity is ''; choose auto or one of this model's: 1, 2, 4, 8, 16"),
         ("/granularity 5", "granularity is 5; choose auto or one of this model's: 1, 2, 4, 8, 16"),
         ("/granularity fine", "granularity is 'fine'; choose auto or one of this model's: 1, 2, 4, 8, 16"),

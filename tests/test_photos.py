@@ -132,5 +132,5 @@ def test_a_picture_that_pillow_cannot_read_is_refused(pictures, folder):
     done = run_script(folder, "--image", pictures / UNREADABLE)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"generate.py: {pictures / UNREADABLE} is not an image that Pillow can read; give a PNG, JPEG, WebP, …\n"
+        f"generate.py: {pictures / UNREADABLE} is not an image that can be read here\n"
     )

@@ -1,6 +1,7 @@
 """The two scripts and the console script, as their users start them."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -215,6 +216,12 @@ def test_reader_that_leaves_early(workplace):
     assert (process.returncode, err) == (1, WHO.encode())
 
 
+def test_closed_standard_output(workplace):
+    status, out, err = run(ROOT / "generate.py", "-p", "Why?", cwd=workplace[0], preexec_fn=lambda: os.close(1))
+    assert (status, out) == (1, "")
+    assert err == "generate.py: standard output is closed; send it to a terminal, a file or /dev/null\n"
+
+
 # Stopped conversions
 
 
@@ -260,7 +267,7 @@ def stop(tmp_path):
     return run
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_conversion_leaves_nothing(stop, number, status):
     code, err, parent = stop(number)
     assert (code, err) == (status, "\nconvert.py: interrupted\n")

@@ -1,15 +1,21 @@
-"""`avg-mlx convert`: a PyTorch AVG-LLaVA checkpoint → an MLX folder."""
+"""`avg-mlx convert` turns a PyTorch AVG-LLaVA checkpoint into an MLX folder."""
 
 import argparse
-from typing import TYPE_CHECKING
+import re
+from typing import Any
 
 from ..errors import InputError
-from . import Parser, run
+from ..weights.quantization import DTYPES, MODES, RECIPES, Quantization
+from .parser import Parser, run
 
-if TYPE_CHECKING:
-    from ..weights.conversion import Part
-
-RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
+FLAGS = {
+    "bits": "--q-bits",
+    "group_size": "--q-group-size",
+    "mode": "--q-mode",
+    "recipe": "--quant-predicate",
+    "vision_bits": "--q-vision",
+    "router_bits": "--q-router",
+}
 
 
 def main(arguments: list[str] | None = None, prog: str = "convert.py") -> int:
@@ -19,41 +25,43 @@ def main(arguments: list[str] | None = None, prog: str = "convert.py") -> int:
 def build_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description="Convert a PyTorch AVG-LLaVA checkpoint to an MLX folder.")
     add = parser.add_argument
-    add("--hf-path", "--model", required=True, help="checkpoint folder or Hub repository; also a converted folder")
+    add("--hf-path", "--model", required=True, help="checkpoint folder or Hub repository, or a converted folder")
     add("--revision", help="branch, tag or commit of the Hub repository")
-    add("--mlx-path", default="mlx_model", help="folder to write; it must not exist (default: %(default)s)")
-    add("--dtype", choices=("float16", "bfloat16", "float32"), help="of what is not quantized (default: as stored)")
-    add("-d", "--dequantize", action="store_true", help="undo the quantization of a converted folder")
-    add("--upload-repo", metavar="OWNER/NAME", help="also upload the folder to the Hugging Face Hub")
-    group = parser.add_argument_group("quantization", "of the language model, unless asked for elsewhere")
-    add = group.add_argument
-    add("-q", "--quantize", action="store_true", help="quantize the language model")
-    add("--q-bits", type=int, metavar="BITS", help="bits per weight (default: 4)")
-    add("--q-group-size", type=int, metavar="SIZE", help="weights that share a scale (default: 64)")
-    add("--q-mode", choices=("affine", "mxfp4", "nvfp4", "mxfp8"), help="default: affine")
-    add("--quant-predicate", choices=RECIPES, help="mlx-lm's recipes of mixed bits")
-    add("--q-vision", type=int, metavar="BITS", help="quantize the vision tower and the projector too")
-    add("--q-router", type=int, metavar="BITS", help="quantize the router too")
+    add("--mlx-path", default="mlx_model", help="folder to write, which must not exist yet (default: %(default)s)")
+    add("--dtype", choices=DTYPES, help="type of all that is not quantized (default: the checkpoint's)")
+    add("-d", "--dequantize", action="store_true", help="dequantize a converted folder")
+    add("--upload-repo", metavar="OWNER/NAME", help="upload the folder to this repository on the Hugging Face Hub too")
+    group = parser.add_argument_group("quantization")
+    group.add_argument("-q", "--quantize", action="store_true", help="quantize the language model")
+
+    def option(name: str, help: str, **options: Any) -> None:
+        group.add_argument(FLAGS[name], dest=name, help=help, **options)
+
+    bits: dict[str, Any] = {"type": int, "metavar": "BITS"}
+    option("bits", "bits per weight (default: 4)", **bits)
+    option("group_size", "number of weights that share a scale (default: 64)", type=int, metavar="SIZE")
+    option("mode", "number format (default: affine)", choices=MODES)
+    option("recipe", "one of mlx-lm's mixtures of bits", choices=RECIPES)
+    option("vision_bits", "quantize the vision tower and the projector too", **bits)
+    option("router_bits", "quantize the router too", **bits)
     return parser
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Check the options, convert with a progress bar, print a table."""
-    details = ("q_bits", "q_group_size", "q_mode", "quant_predicate", "q_vision", "q_router")
-    given = [f"--{name.replace('_', '-')}" for name in details if getattr(args, name) is not None]
+    """Check the options, convert with a progress bar, print a table, and upload the folder if that is wanted."""
+    given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     if given and not args.quantize:
-        raise InputError(f"{given[0]} says how to quantize; add -q to quantize")
-    from ..weights import conversion
-    from ..weights.quantization import Quantization
+        raise InputError(f"{FLAGS[next(iter(given))]} says how to quantize; add -q to quantize")
+    try:
+        quantization = Quantization(**given) if args.quantize else None
+    except InputError as error:  # which names parameters, where the user typed flags
+        raise InputError(re.sub(r"(\w+)=", lambda match: f"{FLAGS[match[1]]}=", str(error))) from error
+    from ..weights.conversion import convert, upload
+    from .parts import parts_table
     from .progress import Bar
 
-    quantization = None
-    if args.quantize:
-        quantization = Quantization(
-            args.q_bits, args.q_group_size, args.q_mode or "affine", args.quant_predicate, args.q_vision, args.q_router
-        )
     with Bar("Converting") as bar:
-        parts = conversion.convert(
+        parts = convert(
             args.hf_path,
             args.mlx_path,
             revision=args.revision,
@@ -62,17 +70,7 @@ def convert(args: argparse.Namespace) -> None:
             dtype=args.dtype,
             progress=bar.show,
         )
-    print(table(parts))
+    print(parts_table(parts))
     print(f"Wrote {args.mlx_path}")
     if args.upload_repo:
-        print(f"Uploaded to {conversion.upload(args.mlx_path, args.upload_repo)}")
-
-
-def table(parts: "list[Part]") -> str:
-    """Part, parameters, bits per weight, bytes: a row each, and the whole."""
-    from ..weights.conversion import Part
-
-    rows = [*parts, Part("total", sum(p.parameters for p in parts), sum(p.bytes for p in parts))]
-    lines = [f"{'part':14} {'parameters':>14} {'bits/weight':>11} {'bytes':>14}"]
-    lines += [f"{p.name:14} {p.parameters:14,} {p.bits_per_weight:11.2f} {p.bytes:14,}" for p in rows]
-    return "\n".join(lines)
+        print(f"Uploaded to {upload(args.mlx_path, args.upload_repo)}")

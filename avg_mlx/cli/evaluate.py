@@ -2,51 +2,58 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from . import Parser, number, run
+from .parser import Parser, number, run
 
 
 def main(arguments: list[str] | None = None, prog: str = "avg-mlx evaluate") -> int:
+    """Run the command and return its exit status."""
     return run(build_parser(prog), evaluate, arguments)
 
 
 def build_parser(prog: str) -> Parser:
+    """The command's options."""
     parser = Parser(
         prog=prog,
-        description="Ask questions with known answers at every granularity, and compare; goes on where it was.",
+        description="Ask questions with known answers at every granularity, and compare the ways to choose one. "
+        "The same command resumes what was interrupted.",
     )
     add = parser.add_argument
     add("--model", required=True, help="converted folder or Hub repository")
-    add("--adapter-path", type=Path, help="adapters to put on top: a folder that training wrote")
+    add("--adapter-path", type=Path, help="a folder of adapters that training wrote")
     add("--data", required=True, type=Path, help="JSON list or JSON Lines of questions (docs/evaluation.md)")
-    add("--image-folder", type=Path, help="where image names lead from (default: the data's folder)")
-    add("--output", required=True, type=Path, help="folder to write answers, table, summary and picture to")
+    add("--image-folder", type=Path, help="folder that image names are relative to (default: the data's)")
+    add("--output", required=True, type=Path, help="folder for answers, table, summary and pictures")
     add("--modes", nargs="+", metavar="MODE", help="adaptive, random, oracle, or a granularity (default: all)")
-    add("--limit", type=number(int, 1), metavar="N", help="only the first N questions")
-    add("--skip-bad", action="store_true", help="count, list and leave out questions that cannot be used")
-    add("--seed", type=number(int, 0), default=0, help="of the random mode (default: %(default)s)")
-    add("--max-tokens", "-m", type=number(int, 1), default=32, metavar="N", help="of an answer (default: %(default)s)")
+    add("--limit", type=number(int, 1), metavar="N", help="ask only the first N questions")
+    add("--skip-bad", action="store_true", help="list and leave out questions that cannot be used")
+    add("--seed", type=number(int, 0), default=0, help="seed of the random mode (default: %(default)s)")
+    add(
+        "--max-tokens",
+        "-m",
+        type=number(int, 1),
+        default=32,
+        metavar="N",
+        help="new tokens of an answer at most (default: %(default)s)",
+    )
     return parser
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Read the questions, load, ask with a progress bar, then print the table."""
+    """Read the questions, load the model, ask with a progress bar, and print the table."""
     import mlx.core as mx
 
-    from .. import load
     from ..evaluation.questions import read_questions
     from ..evaluation.run import evaluate
+    from ..weights.checkpoint import load
     from .progress import Bar
 
     first = mx.distributed.init().rank() == 0
-
-    def tell(problems: list[str]) -> None:
-        for problem in problems if first else []:
-            print(f"left out: {problem}", file=sys.stderr)
-
     questions, bad = read_questions(args.data, args.image_folder, skip_bad=args.skip_bad, limit=args.limit)
-    tell(bad)
+    if first:
+        list_problems(bad)
     model, tokenizer = load(args.model, adapter_path=args.adapter_path)
     with Bar("Evaluate", "question", hidden=not first) as bar:
         evaluation = evaluate(
@@ -61,6 +68,12 @@ def evaluate(args: argparse.Namespace) -> None:
             skipped=bad,
             report=bar.show,
         )
-    tell(evaluation.skipped[len(bad) :])
     if first:
+        list_problems(evaluation.skipped[len(bad) :])
         print(evaluation.table, end="")
+
+
+def list_problems(problems: Iterable[str]) -> None:
+    """Print what is wrong with the questions that are left out."""
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)

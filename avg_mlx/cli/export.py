@@ -1,8 +1,8 @@
-"""`avg-mlx export`: a converted folder back to the authors' PyTorch layout."""
+"""`avg-mlx export` writes a converted folder in the authors' PyTorch layout."""
 
 import argparse
 
-from . import Parser, run
+from .parser import Parser, run
 
 
 def main(arguments: list[str] | None = None, prog: str = "avg-mlx export") -> int:
@@ -13,14 +13,15 @@ def build_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description="Write a converted folder in the authors' PyTorch layout.")
     add = parser.add_argument
     add("--model", default="mlx_model", help="converted folder or Hub repository (default: %(default)s)")
-    add("--save-path", default="exported_model", help="folder to write; it must not exist (default: %(default)s)")
+    add("--save-path", default="exported_model", help="folder to write, which must not exist (default: %(default)s)")
     return parser
 
 
 def export(args: argparse.Namespace) -> None:
-    from ..weights import exporting
+    """Export with a progress bar."""
+    from ..weights.exporting import export
     from .progress import Bar
 
     with Bar("Exporting") as bar:
-        exporting.export(args.model, args.save_path, progress=bar.show)
+        export(args.model, args.save_path, progress=bar.show)
     print(f"Wrote {args.save_path}")

@@ -1,9 +1,8 @@
-"""`avg-mlx fuse`: adapters and router into a converted model."""
+"""`avg-mlx fuse` puts adapters and a trained router into a converted model."""
 
 import argparse
 
-from . import Parser, run
-from .convert import table
+from .parser import Parser, run
 
 
 def main(arguments: list[str] | None = None, prog: str = "avg-mlx fuse") -> int:
@@ -15,19 +14,18 @@ def build_parser(prog: str) -> Parser:
     add = parser.add_argument
     add("--model", default="mlx_model", help="converted folder or Hub repository (default: %(default)s)")
     add("--adapter-path", default="adapters", help="folder that training wrote (default: %(default)s)")
-    add("--save-path", default="fused_model", help="folder to write; it must not exist (default: %(default)s)")
-    add("--dequantize", action="store_true", help="leave nothing quantized: all that was learned is kept")
+    add("--save-path", default="fused_model", help="folder to write, which must not exist yet (default: %(default)s)")
+    add("--dequantize", action="store_true", help="dequantize the model, so that all that was learned is kept")
     return parser
 
 
 def fuse(args: argparse.Namespace) -> None:
-    """Fuse with a progress bar, print a table."""
-    from ..weights import fusing
+    """Fuse with a progress bar, and print a table."""
+    from ..weights.fusing import fuse
+    from .parts import parts_table
     from .progress import Bar
 
     with Bar("Fusing") as bar:
-        parts = fusing.fuse(
-            args.model, args.adapter_path, args.save_path, dequantize=args.dequantize, progress=bar.show
-        )
-    print(table(parts))
+        parts = fuse(args.model, args.adapter_path, args.save_path, dequantize=args.dequantize, progress=bar.show)
+    print(parts_table(parts))
     print(f"Wrote {args.save_path}")

@@ -121,6 +121,8 @@ def _read_inputs(args: argparse.Namespace) -> "tuple[str, list[ImageSource]]":
 
 
 def _read_stdin(prompt: str, images: list[str]) -> tuple[str, list[str | bytes]]:
+    from ..inputs.fetching import MAX_BYTES
+
     if [prompt, *images].count("-") > 1:
         raise InputError("standard input can be read once; give - for the prompt or for one image")
     if prompt == "-":
@@ -128,7 +130,7 @@ def _read_stdin(prompt: str, images: list[str]) -> tuple[str, list[str | bytes]]
             prompt = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError:
             raise InputError("the prompt on standard input is not UTF-8 text; save it as UTF-8") from None
-    return prompt, [sys.stdin.buffer.read() if image == "-" else image for image in images]
+    return prompt, [sys.stdin.buffer.read(MAX_BYTES + 1) if image == "-" else image for image in images]
 
 
 def summary(answer: "Answer") -> str:

@@ -30,7 +30,9 @@ def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: l
     about = "show the traceback of an error, and the BLAS in use"
     parser.add_argument("--verbose", action="store_true", default=False, help=about)
     args = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) != signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(ending, _terminate)
     logger = logging.getLogger("avg_mlx")
     logger.handlers, logger.level = [LogLines()], logging.INFO
     try:
@@ -44,8 +46,8 @@ def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: l
     except KeyboardInterrupt as stop:
         told = str(stop) if isinstance(stop, Interrupted) else "interrupted"
         print(f"\n{parser.prog}: {with_flags(parser, told)}", file=sys.stderr)
-        terminated = isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated)
-        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)  # as shells report it
+        cause = stop.__cause__ if isinstance(stop, Interrupted) else stop
+        return 128 + (cause.number if isinstance(cause, Terminated) else signal.SIGINT)  # as shells report it
     except BrokenPipeError:  # the reader of standard output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -71,11 +73,15 @@ class LogLines(logging.Handler):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends the work as Ctrl-C does."""
+    """SIGTERM, or SIGHUP when a terminal closes: each ends the work as Ctrl-C does."""
+
+    def __init__(self, number: int = signal.SIGTERM):
+        super().__init__()
+        self.number = number
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise Terminated
+def _terminate(number: int, _: object) -> NoReturn:
+    raise Terminated(number)
 
 
 def with_flags(parser: Parser, message: str) -> str:
