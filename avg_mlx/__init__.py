@@ -11,7 +11,7 @@ for MLX.
 
 import lazy_loader
 
-from . import blas, version  # blas: before anything imports MLX
+from . import blas, version  # noqa: F401  # blas comes before anything imports MLX
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = version.VERSION

@@ -33,6 +33,7 @@ class Journal:
     def __init__(self, file: Path, settings: Mapping[str, Any] | None = None):
         self.file = file
         self.settings_file = file.with_name(SETTINGS)
+        self._end = 0  # bytes of whole lines
         self._stream = _open(file)
         try:
             self.rows = self._read()

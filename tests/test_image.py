@@ -152,5 +152,5 @@ def test_padding_in_bands_gives_the_same_pixels(size, band, monkeypatch):
 def test_an_image_too_tall_to_be_padded_is_refused():
     config = dataclasses.replace(CONFIG, image_aspect_ratio="pad")
     assert len(make_crops(Image.new("RGB", (60_000, 100)), config)) == 1
-    with pytest.raises(InputError, match="100×60000 is too tall for this model.*; cut it"):
+    with pytest.raises(InputError, match=r"100×60000 is too tall for this model.*; cut it"):
         make_crops(Image.new("RGB", (100, 60_000)), config)

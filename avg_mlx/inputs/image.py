@@ -11,7 +11,6 @@ from ..config import Config, VisionConfig
 from ..errors import InputError
 from ..geometry import Pair, fit_within
 
-
 BAND = 1 << 24  # pixels that are padded at a time
 MOST_PADDED = 1 << 29  # pixels of the rows that are padded, which takes about four seconds
 
