@@ -1,4 +1,4 @@
-"""Rehearse converting the released checkpoint without it: the same shapes and bytes, made-up weights.
+"""Rehearse the conversion of the released checkpoint with made-up weights of the same shapes and bytes.
 
     python benchmarks/full_size.py --dir DISK                    # 4 bits, sparse files of zeros
     python benchmarks/full_size.py --dir DISK --dense            # random weights, 14.4 GB on disk
@@ -25,6 +25,7 @@ import numpy as np
 
 from avg_mlx.bench.presets import preset_keys
 from avg_mlx.config import KNOWN_TOWERS, Config
+from avg_mlx.markdown import table
 from avg_mlx.model.avg_llava import Model
 from avg_mlx.model.inventory import shapes_of, tensors_of
 from avg_mlx.weights.pytorch import origin
@@ -88,7 +89,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def build(keys: Mapping[str, Any]) -> Model:
-    """The unloaded model, in bfloat16; its arrays are never made."""
+    """The model in bfloat16, unloaded: its arrays are never computed."""
     model = Model(Config.from_dict({**keys, "vision_config": KNOWN_TOWERS[keys["mm_vision_tower"]]}))
     model.set_dtype(mx.bfloat16)
     return model
@@ -155,7 +156,7 @@ def write_random(stream: BinaryIO, count: int) -> None:
 
 
 def measure(*arguments: str | Path) -> str:
-    """Run Python with `arguments` to its end; says how long it took and what it held in memory at its peak."""
+    """Run Python with `arguments` to its end, and say how long it took and how much memory it held at its peak."""
     start = time.perf_counter()
     child = subprocess.Popen([sys.executable, *arguments])
     _, status, usage = os.wait4(child.pid, 0)  # the one way to learn a single child's peak
@@ -168,8 +169,8 @@ def measure(*arguments: str | Path) -> str:
 
 
 def memory_table(keys: Mapping[str, Any]) -> str:
-    """What the model takes at each bit width of its language model, as Markdown, and its KV cache."""
-    rows = ["| language model | weights | weights + KV cache of 4096 positions |", "|---|---|---|"]
+    """The memory of the model and its KV cache for each bit width of its language model, as Markdown."""
+    rows = []
     # Keys and values, in every layer, of every KV head.
     head_dim = keys["hidden_size"] // keys["num_attention_heads"]
     per_position = 2 * keys["num_hidden_layers"] * keys["num_key_value_heads"] * head_dim * BF16
@@ -179,10 +180,10 @@ def memory_table(keys: Mapping[str, Any]) -> str:
         if bits:
             Quantization(bits=bits).apply(model, {})
         weights = sum(array.nbytes for array in tensors_of(model).values())
-        rows.append(
-            f"| {f'{bits} bits' if bits else 'bfloat16'} | {weights / 1e9:.2f} GB | {(weights + cache) / 1e9:.2f} GB |"
-        )
-    return "\n".join([*rows, "", f"KV cache: {per_position:,} bytes a position, {cache / 1e9:.2f} GB for 4096."])
+        sizes = (f"{size / 1e9:.2f} GB" for size in (weights, weights + cache))
+        rows.append([f"{bits} bits" if bits else "bfloat16", *sizes])
+    weighed = table(["language model", "weights", "weights + KV cache of 4096 positions"], rows)
+    return f"{weighed}\n\nKV cache: {per_position:,} bytes a position, {cache / 1e9:.2f} GB for 4096."
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ def change_tensors(folder: Path, changes: dict[str, mx.array | None]) -> None:
 
 
 def test_no_such_folder(refuse):
-    assert refuse("nowhere") == "no folder nowhere; give a model's folder or a Hub repository such as owner/name"
+    line = refuse("nowhere")
+    assert "no folder nowhere;" in line
+    assert "owner/name" in line
 
 
 def test_hub_that_does_not_answer(refuse, monkeypatch):
@@ -80,19 +82,21 @@ def test_hub_that_does_not_answer(refuse, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     line = refuse("owner/name", "--revision", "v1", status=1)
-    assert line == "no folder owner/name, and the Hub did not give a repository of that name (no route)"
+    assert "no folder owner/name" in line
+    assert line.endswith("(no route)")
 
 
 def test_folder_that_is_no_model(refuse, tmp_path):
-    assert refuse(tmp_path) == f"{tmp_path} is not a model folder: it has no config.json; check the path"
-    assert refuse(CHECKPOINT / "config.json") == f"{CHECKPOINT}/config.json is a file; give the model's folder"
+    assert refuse(tmp_path).startswith(f"{tmp_path} is not a model folder: it has no config.json; ")
+    assert refuse(CHECKPOINT / "config.json").startswith(f"{CHECKPOINT}/config.json is a file; ")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "llava", None])
 def test_model_of_another_type(refuse, checkpoint, model_type):
     change_keys(checkpoint / "config.json", model_type=model_type)
     line = refuse(checkpoint)
-    assert line == f"{checkpoint} is a model of type {model_type!r}, expected 'llava_llama': an AVG-LLaVA checkpoint"
+    assert line.startswith(f"{checkpoint} is a model of type {model_type!r}; give an AVG-LLaVA checkpoint")
+    assert "'llava_llama'" in line
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"7"])
@@ -104,7 +108,7 @@ def test_malformed_json(refuse, checkpoint, name, content):
     line = refuse(checkpoint)
     assert line.startswith(f"{checkpoint / name} ")
     assert re.search(r"cannot be read as JSON \(|holds a \w+, expected an object", line)
-    assert line.endswith("; get it again")
+    assert line.endswith("; download it again")
 
 
 def test_all_missing_keys_are_listed(refuse, checkpoint):
@@ -122,7 +126,7 @@ def test_all_missing_keys_of_the_tower_are_listed(refuse, checkpoint):
 def test_value_of_another_type(refuse, checkpoint, key, value):
     change_keys(checkpoint / "config.json", **{key: value})
     line = refuse(checkpoint)
-    assert line == f"config.json is damaged: {key} is {value!r}, expected a whole number above 0; get it again"
+    assert line.startswith(f"config.json is damaged: {key} is {value!r}, expected a whole number above 0; ")
 
 
 @pytest.mark.parametrize("keys", [{"vision_config": 5}, {"image_size": "336"}, {"patch_size": 0}])
@@ -136,7 +140,7 @@ def test_config_that_mlx_refuses(refuse, checkpoint):
     change_keys(checkpoint / "clip" / "config.json", num_attention_heads=5)
     line = refuse(checkpoint)
     assert line.startswith("config.json describes no model (ValueError: ")
-    assert line.endswith("; get it again")
+    assert line.endswith("; download it again")
 
 
 # The vision tower
@@ -146,7 +150,7 @@ def test_no_tower_is_named(refuse, checkpoint):
     for value in (None, 5, ["clip"]):
         change_keys(checkpoint / "config.json", mm_vision_tower=value)
         line = refuse(checkpoint)
-        assert line == f"{checkpoint}/config.json has no mm_vision_tower, which names the vision tower; get it again"
+        assert line.startswith(f"{checkpoint}/config.json has no mm_vision_tower")
 
 
 def test_unknown_tower(refuse, checkpoint, monkeypatch):
@@ -155,16 +159,14 @@ def test_unknown_tower(refuse, checkpoint, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     for name, reason in (
-        ("clop", "; no folder clop; give"),
-        ("/no/such/clip", "; no folder /no/such/clip; give"),
-        ("owner/clop", "the Hub did not give a repository of that name (no route to host)"),
+        ("clop", "no folder clop; give"),
+        ("/no/such/clip", "no folder /no/such/clip; give"),
+        ("owner/clop", "(no route to host)"),
     ):
         change_keys(checkpoint / "config.json", mm_vision_tower=name)
         line = refuse(checkpoint)
-        assert line.startswith(
-            f"unknown vision tower {name}: not a folder in {checkpoint}, not one of openai/clip-vit-"
-        )
-        assert reason in line
+        assert line.startswith(f"unknown vision tower {name}: ")
+        assert all(words in line for words in (f"not a folder in {checkpoint}", "openai/clip-vit-", reason))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,9 @@ def test_unknown_tower(refuse, checkpoint, monkeypatch):
 )
 def test_tower_of_another_type(refuse, checkpoint, keys):
     change_keys(checkpoint / "clip" / "config.json", **keys)
-    assert refuse(checkpoint) == "the vision tower clip is a 'siglip_vision_model', expected a CLIP vision tower"
+    line = refuse(checkpoint)
+    assert line.startswith(f"the vision tower {checkpoint}/clip is a 'siglip_vision_model'; ")
+    assert "CLIP" in line
 
 
 def test_tower_whose_weights_are_nowhere(refuse, checkpoint):
@@ -237,7 +241,9 @@ def test_index_that_names_absent_files(refuse, checkpoint):
 def test_index_without_file_names(refuse, checkpoint):
     for weight_map in (None, ["a"], {"lm_head.weight": 1}):
         change_keys(checkpoint / "model.safetensors.index.json", weight_map=weight_map)
-        assert "is not an index of shards: it has no weight_map of file names; get it again" in refuse(checkpoint)
+        line = refuse(checkpoint)
+        assert line.startswith(f"{checkpoint}/model.safetensors.index.json is not an index of shards")
+        assert "weight_map" in line
 
 
 def test_pickled_shards_without_pytorch(refuse, checkpoint, monkeypatch):
@@ -246,7 +252,8 @@ def test_pickled_shards_without_pytorch(refuse, checkpoint, monkeypatch):
     (checkpoint / "pytorch_model.bin").write_bytes(b"PK")
     monkeypatch.setitem(sys.modules, "torch", None)
     line = refuse(checkpoint, status=1)
-    assert line == "pickled .bin shards need PyTorch to read them; pip install 'avg-mlx[torch]', then convert again"
+    assert "PyTorch" in line
+    assert "pip install 'avg-mlx[torch]'" in line
 
 
 # The tokenizer
@@ -277,7 +284,7 @@ def test_malformed_tokenizer_config(refuse, checkpoint, content):
     (checkpoint / "tokenizer_config.json").write_text(content)
     line = refuse(checkpoint)
     assert line.startswith(f"{checkpoint}/tokenizer_config.json ")
-    assert line.endswith("; get it again")
+    assert line.endswith("; download it again")
 
 
 @pytest.mark.parametrize(
@@ -288,7 +295,7 @@ def test_tokenizer_config_of_other_types(refuse, checkpoint, keys):
     change_keys(checkpoint / "tokenizer_config.json", **keys)
     line = refuse(checkpoint)
     assert line.startswith(f"the tokenizer of {checkpoint} is damaged (")
-    assert line.endswith("; get its files again")
+    assert line.endswith("; download its files again")
 
 
 # The disk
@@ -318,7 +325,7 @@ def test_disk_that_fills_up_while_other_files_are_written(refuse, monkeypatch, n
     write_text = Path.write_text
 
     def fail(path, *arguments, **options):
-        if path.name == name:
+        if path.name.endswith(name):  # a partial file, which takes that name when it is complete
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return write_text(path, *arguments, **options)
 
@@ -395,30 +402,34 @@ BITS, GROUPS = "2, 3, 4, 5, 6, 8", "32, 64, 128"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "found", "choices"),
+    ("arguments", "choices"),
     [
-        ("--q-bits 7", "bit width of mode affine is 7", BITS),
-        ("--q-bits 0", "bit width of mode affine is 0", BITS),
-        ("--q-bits -4", "bit width of mode affine is -4", BITS),
-        ("--q-bits 16", "bit width of mode affine is 16", BITS),
-        ("--q-group-size 16", "group size of mode affine is 16", GROUPS),
-        ("--q-group-size 0", "group size of mode affine is 0", GROUPS),
-        ("--q-mode mxfp4 --q-bits 8", "bit width of mode mxfp4 is 8", "4"),
-        ("--q-mode mxfp8 --q-bits 4", "bit width of mode mxfp8 is 4", "8"),
-        ("--q-mode nvfp4 --q-group-size 32", "group size of mode nvfp4 is 32", "16"),
-        ("--q-vision 7", "bit width of the vision tower is 7", BITS),
-        ("--q-router 1", "bit width of the router is 1", BITS),
+        ("--q-bits 7", BITS),
+        ("--q-bits 0", BITS),
+        ("--q-bits -4", BITS),
+        ("--q-bits 16", BITS),
+        ("--q-group-size 16", GROUPS),
+        ("--q-group-size 0", GROUPS),
+        ("--q-mode mxfp4 --q-bits 8", "4"),
+        ("--q-mode mxfp8 --q-bits 4", "8"),
+        ("--q-mode nvfp4 --q-group-size 32", "16"),
+        ("--q-vision 7", BITS),
+        ("--q-router 1", BITS),
     ],
 )
-def test_quantization_that_mlx_has_not(refuse, arguments, found, choices):
+def test_quantization_that_mlx_has_not(refuse, arguments, choices):
+    *_, flag, value = arguments.split()
     line = refuse(CHECKPOINT, "-q", *arguments.split())
-    assert line == f"{found}, which MLX does not support; choose from {choices}"
+    assert line.startswith(f"{flag}={value} is not supported")
+    assert ("in mode " in line) == (flag in ("--q-bits", "--q-group-size"))
+    assert line.endswith(f"; choose from {choices}")
 
 
 @pytest.mark.parametrize("details", ["--q-bits 4", "--q-mode mxfp4"])
 def test_recipe_with_bits_or_mode(refuse, details):
     line = refuse(CHECKPOINT, "-q", "--quant-predicate", "mixed_3_4", *details.split())
-    assert line == "recipe mixed_3_4 sets its own bits, in affine mode; leave bits and mode out"
+    assert line.startswith("--quant-predicate=mixed_3_4 sets its own bits")
+    assert line.endswith(f"leave out {details.replace(' ', '=')}")
 
 
 @pytest.mark.parametrize(
@@ -439,13 +450,12 @@ def test_details_of_a_quantization_that_is_not_asked_for(refuse, details, others
 
 
 def test_quantizing_and_dequantizing(refuse):
-    assert refuse(CHECKPOINT, "-q", "-d") == "quantizing and dequantizing exclude each other; ask for one"
+    assert refuse(CHECKPOINT, "-q", "-d").startswith("quantizing and dequantizing exclude each other; ")
 
 
 def test_group_size_that_fits_no_layer(refuse):
     line = refuse(CHECKPOINT, "-q", "--q-group-size", 128)
-    assert line.startswith("no layer's width is a multiple of the group size 128, so nothing would be quantized; ")
-    assert line.endswith("; choose a smaller group size")
+    assert "no layer's width is a multiple of --q-group-size=128; choose a smaller one" in line
 
 
 @pytest.mark.parametrize(
@@ -473,14 +483,15 @@ def test_missing_checkpoint_option(refused):
 
 
 def test_quantizing_what_is_quantized(refuse, quantized):
-    expected = f"{quantized} is quantized already; convert the original, or dequantize it (-d) first"
-    assert refuse(quantized, "-q") == expected
-    assert refuse(quantized, "-q", "--q-bits", 8) == expected
+    for options in ((), ("--q-bits", 8)):
+        line = refuse(quantized, "-q", *options)
+        assert line.startswith(f"{quantized} is quantized already; ")
+        assert "dequantize" in line
 
 
 def test_dequantizing_what_is_not_quantized(refuse, converted):
     for folder in (CHECKPOINT, converted):
-        assert refuse(folder, "-d") == "there is nothing to dequantize; give a quantized converted folder"
+        assert refuse(folder, "-d").startswith(f"{folder} is not quantized; give a quantized ")
 
 
 # Everything else
@@ -506,8 +517,8 @@ def test_verbose_shows_where(capfd, parent):
     status = main(["--hf-path", "nowhere", "--mlx-path", str(parent / "model"), "--verbose"])
     out, err = capfd.readouterr()
     assert (status, out) == (2, "")
-    assert err.startswith("Traceback (most recent call last)")
-    assert err.splitlines()[-1].startswith("convert.py: no folder nowhere; ")
+    assert "Traceback (most recent call last):" in err.splitlines()
+    assert err.splitlines()[-1].startswith("convert.py: there is no folder nowhere; ")
 
 
 def test_upload_that_fails_leaves_the_converted_folder(capfd, parent, monkeypatch):
@@ -519,10 +530,8 @@ def test_upload_that_fails_leaves_the_converted_folder(capfd, parent, monkeypatc
     output = parent / "model"
     status = main(["--hf-path", str(CHECKPOINT), "--mlx-path", str(output), "--upload-repo", "owner/name"])
     err = capfd.readouterr().err
-    assert (status, err) == (
-        1,
-        f"convert.py: cannot upload to owner/name (log in); {output} is complete, try again later\n",
-    )
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith(f"convert.py: cannot upload to owner/name (log in); {output} is complete")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in output.iterdir()}
 
 

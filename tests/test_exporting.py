@@ -1,5 +1,6 @@
 """Exporting: the authors' names and shapes again, and converting that gives the same model."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -102,8 +103,8 @@ def test_a_known_tower_is_only_named(tiny_folder, tmp_path, monkeypatch):
 
 
 def test_shards_may_split_what_the_router_stacks(tiny_folder, tmp_path, monkeypatch):
-    write_shards = exporting.write_shards
-    monkeypatch.setattr(exporting, "write_shards", lambda *a, **k: write_shards(*a, **k, shard_bytes=30_000))
+    write_folder = exporting.write_folder
+    monkeypatch.setattr(exporting, "write_folder", functools.partial(write_folder, shard_bytes=30_000))
     export(tiny_folder, tmp_path / "exported")
     assert len(list((tmp_path / "exported").glob("*.safetensors"))) > 5
     convert(tmp_path / "exported", tmp_path / "again")

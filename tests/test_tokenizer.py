@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from avg_mlx import InputError
 from avg_mlx.inputs.prompt import CHAT_TEMPLATE, PLACEHOLDER_ID, encode_text
 from avg_mlx.weights.checkpoint import load_tokenizer
-from avg_mlx.weights.sentencepiece import build_tokenizer, token_text, write_tokenizer
+from avg_mlx.weights.sentencepiece import build_tokenizer, token_text, tokenizer_files
+from avg_mlx.weights.writing import write_folder
 
 SETTINGS = json.loads((CHECKPOINT / "tokenizer_config.json").read_text())
 
@@ -59,8 +60,7 @@ def configure(folder: Path, **settings) -> None:
 def rewrite(folder: Path):
     """The tokenizer of a checkpoint folder as the product writes and loads it."""
     destination = folder.with_name("destination")
-    destination.mkdir()
-    write_tokenizer(folder, destination)
+    write_folder(destination, tokenizer_files(folder), tensors=(), sizes={})
     return load_tokenizer(destination, {})
 
 
@@ -150,8 +150,7 @@ def test_absent_settings_are_sentencepieces_own(source):
     tokenizer = build_tokenizer(source / "tokenizer.model", {})
     reference = SentencePieceTokenizer(source / "tokenizer.model", legacy=True)
     assert tokenizer.encode("the chart</s>the chart").ids == reference.encode("the chart</s>the chart")
-    write_tokenizer(source, source)
-    assert json.loads((source / "tokenizer_config.json").read_text())["chat_template"] == CHAT_TEMPLATE
+    assert tokenizer_files(source)["tokenizer_config.json"]["chat_template"] == CHAT_TEMPLATE
 
 
 @pytest.mark.parametrize(("token", "text"), [("<s>", "<s>"), ({"content": "</s>", "lstrip": False}, "</s>")])
@@ -163,8 +162,7 @@ def test_a_tokenizer_json_is_copied_where_there_is_no_model(source):
     first = rewrite(source)
     second_source = source.with_name("destination")
     destination = source.with_name("copy")
-    destination.mkdir()
-    write_tokenizer(second_source, destination)
+    write_folder(destination, tokenizer_files(second_source), tensors=(), sizes={})
     assert (destination / "tokenizer.json").read_bytes() == (second_source / "tokenizer.json").read_bytes()
     second = load_tokenizer(destination, {})
     assert second.chat_template == first.chat_template
@@ -194,13 +192,13 @@ def test_the_model_wins_over_a_tokenizer_json(source):
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"has no tokenizer; expected tokenizer\.model or tokenizer\.json"):
-        write_tokenizer(tmp_path, tmp_path)
+        tokenizer_files(tmp_path)
 
 
 def test_a_damaged_model_is_refused(source):
     (source / "tokenizer.model").write_bytes(b"\x0f" * 100)
     with pytest.raises(InputError, match=r"tokenizer\.model is not a SentencePiece model"):
-        write_tokenizer(source, source)
+        tokenizer_files(source)
 
 
 @pytest.mark.parametrize("spoil", ["unigram", "no byte fallback", "nfkc"])
@@ -217,4 +215,4 @@ def test_another_kind_of_sentencepiece_model_is_refused(source, spoil):
         proto.trainer_spec.byte_fallback = False
     (source / "tokenizer.model").write_bytes(proto.SerializeToString())
     with pytest.raises(InputError, match=r"byte-fallback BPE model without normalization.*tokenizer\.json"):
-        write_tokenizer(source, source)
+        tokenizer_files(source)

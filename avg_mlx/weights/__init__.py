@@ -1,1 +1,1 @@
-"""Weights on disk: checkpoints are found, checked, loaded, converted, quantized, fused and exported."""
+"""Weights on disk: models are found, checked, loaded, converted, quantized, fused and exported."""

@@ -1,45 +1,46 @@
-"""What fine-tuning leaves behind: a folder with the trained tensors and how they are put into a model."""
+"""Adapters: a folder that fine-tuning wrote, with the trained tensors and how they are put into a model."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..errors import InputError
-from ..files import read_json, write_json
+from ..files import read_json, replacing, write_json
 from ..model.avg_llava import Model
 from ..model.inventory import fingerprint, tensors_of
 from ..model.router import Router
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
-FINE_TUNE_TYPES = ("lora", "dora", "full")
+FineTuneType = Literal["lora", "dora", "full"]
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """How a model was changed before its tensors were trained; the first three are mlx-lm's keys."""
+    """How a model was changed before its tensors were trained. The first three are mlx-lm's keys."""
 
-    fine_tune_type: str = "lora"
-    num_layers: int = -1  # of the language model, from the last; -1: all; 0: none, the router alone was trained
+    fine_tune_type: FineTuneType = "lora"
+    num_layers: int = -1  # of the language model, counted from its end; -1: all; 0: the router alone was trained
     lora_parameters: Mapping[str, Any] | None = None  # rank, scale, dropout
-    base_model: str = ""  # fingerprint
+    base_model: str = ""  # the model's fingerprint
 
     @property
     def has_lora(self) -> bool:
+        """Whether there are LoRA or DoRA layers."""
         return self.fine_tune_type in ("lora", "dora") and self.num_layers != 0
 
 
 def trained_tensors(model: Model) -> dict[str, mx.array]:
-    """{name: array} of what is being trained."""
+    """Return {name: array} of what is being trained."""
     return cast(dict[str, mx.array], tree_flatten(model.trainable_parameters(), destination={}))
 
 
 def add_lora(model: Model, config: AdapterConfig) -> None:
-    """Put LoRA or DoRA layers into the language model, as mlx-lm does."""
+    """Put mlx-lm's LoRA or DoRA layers into the language model."""
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
     layers = config.num_layers if config.num_layers > 0 else len(model.language_model.layers)
@@ -48,26 +49,24 @@ def add_lora(model: Model, config: AdapterConfig) -> None:
 
 
 def add_router(model: Model) -> None:
-    """Give a model an untrained router, instead of its own if it has one."""
+    """Give a model an untrained router, which takes the place of any that it has."""
     model.config = replace(model.config, has_router=True)
     model.router = Router(model.config)
 
 
 def save_adapters(folder: Path, config: AdapterConfig, tensors: Mapping[str, mx.array]) -> None:
-    """Write both files, each at once or not at all."""
+    """Write both files, or leave those that were there."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".partial-{WEIGHTS}"
-    mx.save_safetensors(str(partial), dict(tensors), metadata={"format": "mlx"})
-    write_json(folder / f".partial-{CONFIG}", asdict(config))
-    partial.replace(folder / WEIGHTS)
-    (folder / f".partial-{CONFIG}").replace(folder / CONFIG)
+    with replacing(folder / CONFIG) as config_file, replacing(folder / WEIGHTS) as weights:
+        mx.save_safetensors(str(weights), dict(tensors), metadata={"format": "mlx"})
+        write_json(config_file, asdict(config))
 
 
 def load_adapters(model: Model, folder: str | Path) -> AdapterConfig:
-    """Put a folder's adapters into `model`; InputError if they are damaged or another model's."""
+    """Put a folder's adapters into `model`. Raises InputError if they are damaged, or were trained on another model."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise InputError(f"no adapter folder {folder}; give the folder that training wrote")
+        raise InputError(f"there is no adapter folder {folder}; give the folder that training wrote")
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} lacks {CONFIG} or {WEIGHTS}; give the folder that training wrote")
     keys = read_json(folder / CONFIG)
@@ -75,9 +74,9 @@ def load_adapters(model: Model, folder: str | Path) -> AdapterConfig:
         config = AdapterConfig(**{name: keys[name] for name in AdapterConfig.__dataclass_fields__})
         tensors = cast(dict[str, mx.array], mx.load(str(folder / WEIGHTS)))
     except (KeyError, RuntimeError) as error:
-        raise InputError(f"{folder} does not hold adapters that avg-mlx wrote ({error})") from error
-    if config.fine_tune_type not in FINE_TUNE_TYPES:
-        raise InputError(f"{folder / CONFIG}: fine_tune_type is {config.fine_tune_type!r}, not {FINE_TUNE_TYPES}")
+        raise InputError(f"{folder} does not hold adapters that avg-mlx wrote ({error}); train them again") from error
+    if config.fine_tune_type not in get_args(FineTuneType):
+        raise InputError(f"{folder / CONFIG}: fine_tune_type is {config.fine_tune_type!r}; train the adapters again")
     if config.base_model != fingerprint(model):
         raise InputError(f"{folder} was trained on another model; give --model as in training")
     has_router = any(name.startswith("router.") for name in tensors)
@@ -85,11 +84,11 @@ def load_adapters(model: Model, folder: str | Path) -> AdapterConfig:
     if config.has_lora:
         try:
             add_lora(model, config)
-        except Exception as error:  # mlx-lm judges the keys in its way
+        except Exception as error:  # mlx-lm judges the keys in its own way
             raise InputError(f"{folder / CONFIG} describes no adapters ({error}); train them again") from error
     if has_router:
-        add_router(model)  # a new one: the model's own may be quantized
-    missing = trained_tensors(model).keys() - tensors.keys()  # of what was added here
+        add_router(model)  # a new one, since the model's own may be quantized
+    missing = trained_tensors(model).keys() - tensors.keys()  # what was added above has to be there
     if missing:
         raise InputError(f"{folder} lacks tensors of its adapters: {', '.join(sorted(missing))}; train them again")
     known = tensors_of(model)

@@ -4,5 +4,5 @@ from pathlib import Path
 
 
 def demo_model() -> Path:
-    """Its folder: trained by examples/demo, it knows shapes, colours and short texts (docs/demo.md)."""
+    """Return its folder. It was trained by examples/demo, and knows shapes, colours and short texts (docs/demo.md)."""
     return Path(__file__).parent.parent / "demo_model"

@@ -1,5 +1,6 @@
-"""A converted folder → the authors' PyTorch layout: names, shapes, shards and index."""
+"""A converted folder becomes a checkpoint in the authors' PyTorch layout: their names, shapes and config."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -7,53 +8,45 @@ import mlx.core as mx
 
 from ..config import KNOWN_TOWERS
 from ..errors import InputError
-from ..files import write_json
-from ..model.inventory import parts_of
-from .checkpoint import build_model
-from .conversion import converted_tensors, dequantized, preprocessor_config
+from ..model.inventory import sizes_of
+from ..progress import Progress, silent
 from .pytorch import origin
+from .recasting import Recasting
+from .side_files import PROCESSOR, copies, preprocessor_config
 from .source import open_source
-from .writing import Progress, appearing, copy_side_files, refuse_existing, write_shards
+from .writing import free_path, write_folder
 
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+TOWER_FOLDER = "vision_tower"
 
 
-def export(model_path: str | Path, save_path: str | Path, *, progress: Progress = lambda done, total: None) -> None:
+def export(model_path: str | Path, save_path: str | Path, *, progress: Progress = silent) -> None:
     """Write a converted folder as an AVG-LLaVA checkpoint for PyTorch to `save_path`, which must not exist yet.
 
     Quantized layers are dequantized. A vision tower that is not a known one gets its config in a folder beside the
     weights. Converting the result gives the same tensors again. Raises InputError or AvgMlxError, and then leaves
     nothing behind.
     """
-    destination = Path(save_path).expanduser()
-    refuse_existing(destination)
+    destination = free_path(save_path)
     source = open_source(model_path)
     if not source.converted:
         raise InputError(f"{source.folder} is in PyTorch's layout already; give a converted folder")
-    stored, target = (build_model(source.keys, source.names) for _ in range(2))
-    source.check(stored)
-    keys = dict(source.keys)
-    dtype = getattr(mx, keys["torch_dtype"])
-    if "quantization" in keys:
-        keys = dequantized(target, keys)
-    target.set_dtype(dtype)
-    total = sum(part.bytes for part in parts_of(target))
-    with appearing(destination, total) as folder:
-        tensors = _restacked(converted_tensors(source, stored, target, dtype))
-        write_shards(folder, tensors, total, progress, framework="pt")
-        copy_side_files(source.folder, folder, TOKENIZER_FILES)
-        vision = keys.pop("vision_config")
-        if keys["mm_vision_tower"] not in KNOWN_TOWERS:
-            keys["mm_vision_tower"] = "vision_tower"
-            (folder / "vision_tower").mkdir()
-            write_json(folder / "vision_tower" / "config.json", {"model_type": "clip_vision_model", **vision})
-            preprocessor = preprocessor_config(target.config.vision)
-            write_json(folder / "vision_tower" / "preprocessor_config.json", preprocessor)
-        write_json(folder / "config.json", keys)
+    result = Recasting(source, dtype=None, dequantized="quantization" in source.keys, quantization=None)
+    files = copies(source.folder)
+    keys = dict(result.keys)
+    vision = keys.pop("vision_config")
+    if keys["mm_vision_tower"] not in KNOWN_TOWERS:
+        keys["mm_vision_tower"] = TOWER_FOLDER
+        files[f"{TOWER_FOLDER}/config.json"] = {"model_type": "clip_vision_model", **vision}
+        files[f"{TOWER_FOLDER}/{PROCESSOR}"] = preprocessor_config(result.target.config.vision)
+    files["config.json"] = keys
+    sizes: Counter[str] = Counter()
+    for name, size in sizes_of(result.target).items():
+        sizes[origin(name).name] += size
+    write_folder(destination, files, _restacked(result.tensors()), sizes, progress=progress, framework="pt")
 
 
 def _restacked(tensors: Iterable[tuple[str, mx.array]]) -> Iterator[tuple[str, mx.array]]:
-    """The tensors under their PyTorch names and in their shapes; queries, keys and values become one again."""
+    """Yield the tensors under their PyTorch names and in their shapes; query, key and value become one again."""
     stacks: dict[str, dict[int, mx.array]] = {}
     for name, array in tensors:
         place = origin(name)

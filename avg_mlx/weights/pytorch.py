@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .shards import Shape, Shards
+from .shards import Shape
 
 TOWER = "model.vision_tower.vision_tower."
 
@@ -35,7 +35,7 @@ RENAMES = tuple(
 )
 STACKED = re.compile(r"^router\.crop_mixer\.attention\.(query|key|value)_proj\.")
 
-# In the files but not in the model: buffers, and the tower's layers beyond the one LLaVA reads.
+# Tensors in the files that the model does not use: buffers, and the tower's layers beyond the one that LLaVA reads.
 UNUSED = re.compile(
     r"\.position_ids$|\.rotary_emb\.inv_freq$"
     rf"|^{re.escape(TOWER)}(?:vision_model\.(?:post_layernorm|encoder\.layers\.\d+)\."
@@ -45,14 +45,14 @@ UNUSED = re.compile(
 
 @dataclass(frozen=True)
 class Origin:
-    """Where in the authors' layout one of our tensors comes from."""
+    """The place in the authors' layout where one of our tensors comes from."""
 
     name: str
     part: int | None = None  # 0, 1, 2: query, key or value of a stacked tensor
     convolution: bool = False  # (out, in, rows, columns) there, (out, rows, columns, in) here
 
     def shape(self, ours: Shape) -> Shape:
-        """The shape in the file, given our tensor's."""
+        """Return the shape in the file for our tensor's shape."""
         if self.convolution:
             return ours[0], ours[3], ours[1], ours[2]
         if self.part is not None:
@@ -60,7 +60,7 @@ class Origin:
         return ours
 
     def take(self, there: mx.array) -> mx.array:
-        """Our tensor, given the tensor in the file."""
+        """Return our tensor for the tensor in the file."""
         if self.convolution:
             return mx.contiguous(there.transpose(0, 2, 3, 1))
         if self.part is not None:
@@ -68,26 +68,15 @@ class Origin:
         return there
 
     def give(self, ours: mx.array) -> mx.array:
-        """The tensor in the file, given ours; parts of a stacked one are yet to be stacked."""
+        """Return the tensor in the file for ours; the parts of a stacked one remain to be stacked."""
         return mx.contiguous(ours.transpose(0, 3, 1, 2)) if self.convolution else ours
 
 
 def origin(name: str) -> Origin:
-    """The place of our tensor `name` in the authors' layout."""
+    """Return the place of our tensor `name` in the authors' layout."""
     stacked = STACKED.match(name)
     part = ("query", "key", "value").index(stacked[1]) if stacked else None
     convolution = name == "vision_tower.patch_embedding.weight"
     for pattern, replacement in RENAMES:
         name = pattern.sub(replacement, name)
     return Origin(name, part, convolution)
-
-
-class TowerShards:
-    """A CLIP repository's tensors under the names they have inside an AVG-LLaVA checkpoint."""
-
-    def __init__(self, shards: Shards):
-        self._shards = shards
-        self.shapes = {TOWER + name: shape for name, shape in shards.shapes.items()}
-
-    def read(self, name: str) -> mx.array:
-        return self._shards.read(name.removeprefix(TOWER))

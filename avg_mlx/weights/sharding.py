@@ -1,4 +1,4 @@
-"""The language model split over a group of processes; each has the whole vision tower and router."""
+"""The language model, split over a group of processes. Each has the whole vision tower and router."""
 
 import math
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from ..model.avg_llava import Model
 
 
 def shard(model: Model, group: mx.distributed.Group) -> None:
-    """Leave this process its share of every layer of the language model, as mlx-lm splits it (tensor parallelism).
+    """Leave this process its share of every layer of the language model, by mlx-lm's tensor parallelism.
 
-    Raises InputError where equal shares cannot be made.
+    Raises InputError if equal shares cannot be made, or if there are adapters.
     """
     if group.size() == 1:
         return
     layers = model.language_model.layers
     projections = [module for layer in layers for name, module in layer.named_modules() if name.endswith("_proj")]
     if not all(isinstance(module, nn.Linear | nn.QuantizedLinear) for module in projections):
-        raise InputError("adapters cannot be split over processes; put them into the model first: avg-mlx fuse")
+        raise InputError("adapters cannot be split over processes; fuse them into the model first: avg-mlx fuse")
     args = model.language_model.args
     parts = {
         "attention heads": args.num_attention_heads,
@@ -44,9 +44,9 @@ def shard(model: Model, group: mx.distributed.Group) -> None:
 
 
 class Agreed(nn.Module):
-    """A router or a sampler whose result is the first process's in all of them, since sums may round otherwise there.
+    """A router or a sampler that returns the first process's result in every process.
 
-    What is computed next depends on it in its very shape.
+    The processes' sums may round differently, and even the shapes of what is computed next depend on the result.
     """
 
     def __init__(self, function: Callable[..., mx.array], group: mx.distributed.Group):
@@ -59,5 +59,6 @@ class Agreed(nn.Module):
 
         result = self.function(*inputs)
         mine = result if self.group.rank() == 0 else mx.zeros_like(result)
-        with mx.stream(cast(mx.Stream, generation_stream)):  # after the last answer's steps, which end unawaited there
+        # On this stream the sum comes after the last answer's steps, for which nobody waits.
+        with mx.stream(cast(mx.Stream, generation_stream)):
             return mx.distributed.all_sum(mine, group=self.group)

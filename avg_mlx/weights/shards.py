@@ -1,4 +1,4 @@
-"""A checkpoint's weight files, read one tensor at a time."""
+"""The weight files of a model folder, read one tensor at a time."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,48 +13,51 @@ Shape = tuple[int, ...]
 
 
 class Shards(Protocol):
-    """A checkpoint's tensors, read on demand."""
+    """The tensors of some weight files, each read on demand."""
 
     shapes: dict[str, Shape]
 
-    def read(self, name: str) -> mx.array: ...
+    def read(self, name: str) -> mx.array:
+        """Return a tensor; from safetensors files it is lazy."""
 
 
 def load_arrays(file: Path) -> dict[str, mx.array]:
-    """The arrays of a safetensors file, lazily."""
+    """Return the arrays of a safetensors file, which stay on disk until they are used."""
     try:
         return cast(dict[str, mx.array], mx.load(str(file)))
-    except RuntimeError as error:  # of a type that MLX has not
+    except RuntimeError as error:  # a data type that MLX does not have
         raise InputError(f"{file} cannot be loaded ({error}); get it in float16, bfloat16 or float32") from error
 
 
 class SafetensorsShards:
-    """Safetensors files; headers are checked against file lengths when opened."""
+    """Safetensors files, whose headers are checked against the files' lengths when they are opened."""
 
-    def __init__(self, files: Iterable[Path]):
+    def __init__(self, files: Iterable[Path], prefix: str = ""):
         from safetensors import SafetensorError, safe_open
 
         self.files = list(files)
         self.shapes: dict[str, Shape] = {}
-        self._file_of: dict[str, Path] = {}
+        self._place_of: dict[str, tuple[Path, str]] = {}
         for file in self.files:
             try:
                 with safe_open(file, framework="numpy") as shard:
                     for name in shard.keys():  # noqa: SIM118 - not a mapping
-                        self.shapes[name] = tuple(shard.get_slice(name).get_shape())
-                        self._file_of[name] = file
+                        self.shapes[prefix + name] = tuple(shard.get_slice(name).get_shape())
+                        self._place_of[prefix + name] = file, name
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{file} is truncated or damaged ({error}); download it again") from error
 
     def read(self, name: str) -> mx.array:
-        # Loaded anew each time: arrays are lazy, and a kept one would hold its data once it is evaluated.
-        return load_arrays(self._file_of[name])[name]
+        """Return a lazy tensor."""
+        # The file is loaded anew each time, since an array that is kept would hold its data once it is evaluated.
+        file, own_name = self._place_of[name]
+        return load_arrays(file)[own_name]
 
 
 class PickledShards:
-    """`pytorch_model*.bin`, mapped into memory; pickled code is never run."""
+    """Files named `pytorch_model*.bin`, mapped into memory. Pickled code in them is never run."""
 
-    def __init__(self, files: Iterable[Path]):
+    def __init__(self, files: Iterable[Path], prefix: str = ""):
         try:
             import torch
         except ImportError:
@@ -66,15 +69,16 @@ class PickledShards:
         for file in files:
             try:
                 tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-                self.shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-                self._tensors |= tensors
+                self.shapes |= {prefix + name: tuple(tensor.shape) for name, tensor in tensors.items()}
+                self._tensors |= {prefix + name: tensor for name, tensor in tensors.items()}
             except Exception as error:  # UnpicklingError, RuntimeError, EOFError and more
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                reason = f"{type(error).__name__}: {error}".partition("\n")[0]
                 raise InputError(
                     f"{file} cannot be read as plain tensors ({reason}); get it in safetensors form"
                 ) from error
 
     def read(self, name: str) -> mx.array:
+        """Return a tensor that is copied out of the mapped file."""
         import torch
 
         tensor = self._tensors[name].contiguous()
@@ -83,16 +87,19 @@ class PickledShards:
         return mx.array(tensor.numpy())
 
 
-def open_shards(folder: Path) -> Shards:
-    """The weights of a checkpoint folder, by index or by usual names; InputError if there are none."""
+def open_shards(folder: Path, prefix: str = "") -> SafetensorsShards | PickledShards:
+    """Open a folder's weights, found by their index or by their usual names. Raises InputError if there are none.
+
+    prefix: what is put before the tensors' names.
+    """
     for kind, index, pattern in (
         (SafetensorsShards, "model.safetensors.index.json", "*.safetensors"),
         (PickledShards, "pytorch_model.bin.index.json", "pytorch_model*.bin"),
     ):
         if (folder / index).is_file():
-            return kind(_indexed_files(folder / index))
+            return kind(_indexed_files(folder / index), prefix)
         if files := sorted(folder.glob(pattern)):
-            return kind(files)
+            return kind(files, prefix)
     raise InputError(f"{folder} has no weights; expected *.safetensors or pytorch_model*.bin")
 
 
@@ -101,7 +108,7 @@ def _indexed_files(index: Path) -> list[Path]:
         files = [index.parent / name for name in sorted(set(read_json(index)["weight_map"].values()))]
     except (KeyError, AttributeError, TypeError) as error:
         raise InputError(
-            f"{index} is not an index of shards: it has no weight_map of file names; get it again"
+            f"{index} is not an index of shards, since it has no weight_map of file names; download it again"
         ) from error
     absent = [file.name for file in files if not file.is_file()]
     if absent:

@@ -1,10 +1,10 @@
-"""What a conversion reads: an AVG-LLaVA checkpoint in the authors' layout, or a converted folder."""
+"""Where a model comes from: a folder here or on the Hugging Face Hub, in the authors' layout or in ours."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -13,11 +13,33 @@ from ..errors import AvgMlxError, InputError
 from ..files import read_json
 from ..model.avg_llava import Model
 from ..model.inventory import shapes_of
-from .checkpoint import check_shapes, find_folder
-from .pytorch import TOWER, UNUSED, Origin, TowerShards, origin
+from .pytorch import TOWER, UNUSED, Origin, origin
+from .quantization import DTYPES, Dtype
 from .shards import Shards, open_shards
 
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
+
+
+def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns: list[str] | None = None) -> Path:
+    """Return a local folder, or download the Hub repository of that name.
+
+    patterns: the repository's files that are needed; None means all of them. Raises InputError if the path is a file
+    or names neither a folder nor a repository, AvgMlxError if the Hub does not deliver the repository.
+    """
+    folder = Path(path_or_repo).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{folder} is a file; give the model's folder")
+    repo = str(path_or_repo)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
+        raise InputError(f"there is no folder {repo}; give a model's folder or a Hub repository such as owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # from the Hub client, the network or the disk
+        raise AvgMlxError(f"there is no folder {repo}, and the Hub did not deliver it ({first_line(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -25,72 +47,80 @@ class Source:
     """A checkpoint whose tensors are read by our names, one at a time."""
 
     folder: Path
-    keys: dict[str, Any]  # the config, with the vision tower's and whether there is a router
+    keys: dict[str, Any]  # the config, with the vision tower's in it, and with whether there is a router
     shards: Sequence[Shards]
     converted: bool
 
     @property
     def names(self) -> set[str]:
-        """Of all stored tensors, as the files call them."""
+        """The names of all stored tensors, as the files spell them."""
         return {name for shards in self.shards for name in shards.shapes}
 
+    @property
+    def dtype(self) -> Dtype:
+        """The type that the config declares, or else the one that an unquantized tensor has."""
+        declared = self.keys.get("torch_dtype")
+        return cast(Dtype, declared if declared in DTYPES else str(self.read("image_newline").dtype).rpartition(".")[2])
+
     def read(self, name: str) -> mx.array:
-        """Our tensor `name`, lazily."""
+        """Return our tensor `name`, lazily."""
         place = self._origin(name)
         shards = next(shards for shards in self.shards if place.name in shards.shapes)
         return place.take(shards.read(place.name))
 
     def check(self, model: Model) -> None:
-        """Raise InputError that lists all tensors that `model` lacks, or has no use for, or has otherwise shaped."""
+        """Raise InputError that lists all tensors that are missing, have no use in `model`, or have another shape."""
         places = [(self._origin(name), shape) for name, shape in shapes_of(model).items()]
         expected = {place.name: place.shape(shape) for place, shape in places}
         found = {name: shape for shards in self.shards for name, shape in shards.shapes.items()}
-        unused = UNUSED if not model.config.text["tie_word_embeddings"] else re.compile(rf"{UNUSED.pattern}|^lm_head\.")
-        useful = {name: shape for name, shape in found.items() if name in expected or not unused.search(name)}
-        check_shapes(self.folder, expected, useful)
+        surplus = found.keys() - expected.keys()
+        if not self.converted:
+            tied = model.config.text["tie_word_embeddings"]
+            surplus = {n for n in surplus if not UNUSED.search(n) and not (tied and n.startswith("lm_head."))}
+        misshapen = [n for n in sorted(expected.keys() & found.keys()) if expected[n] != found[n]]
+        findings = {
+            "missing": sorted(expected.keys() - found.keys()),
+            "unexpected": sorted(surplus),
+            "misshapen": [f"{n} is {found[n]}, expected {expected[n]}" for n in misshapen],
+        }
+        problems = [f"{len(names)} {kind} ({', '.join(names)})" for kind, names in findings.items() if names]
+        if problems:
+            raise InputError(
+                f"the tensors of {self.folder} do not fit its config: {'; '.join(problems)}; download it again"
+            )
 
     def _origin(self, name: str) -> Origin:
         return Origin(name) if self.converted else origin(name)
 
 
 def open_source(path_or_repo: str | Path, revision: str | None = None) -> Source:
-    """Find a checkpoint, its vision tower's config and, where its shards lack them, the tower's weights."""
+    """Find a checkpoint, its vision tower's config and, where its own weights lack the tower, the tower's weights.
+
+    Raises InputError if it is not an AVG-LLaVA checkpoint or is damaged, AvgMlxError if the Hub cannot be reached.
+    """
     folder = find_folder(path_or_repo, revision, HUB_FILES)
     keys = read_json(folder / "config.json")
     if keys.get("model_type") != MODEL_TYPE:
-        raise InputError(
-            f"{folder} is a model of type {keys.get('model_type')!r}, expected {MODEL_TYPE!r}: an AVG-LLaVA checkpoint"
-        )
+        found = keys.get("model_type")
+        raise InputError(f"{folder} is a model of type {found!r}; give an AVG-LLaVA checkpoint ({MODEL_TYPE!r})")
     shards = open_shards(folder)
     if "vision_config" in keys:
         return Source(folder, keys, [shards], converted=True)
     name = keys.get("mm_vision_tower")
     if not isinstance(name, str):
-        raise InputError(f"{folder}/config.json has no mm_vision_tower, which names the vision tower; get it again")
-    keys["vision_config"] = _tower_config(folder, name)
+        raise InputError(f"{folder}/config.json has no mm_vision_tower to name the vision tower; download it again")
+    has_tower = any(tensor.startswith(TOWER) for tensor in shards.shapes)
     keys["router_select"] = any(tensor.startswith("model.router.") for tensor in shards.shapes)
-    if any(tensor.startswith(TOWER) for tensor in shards.shapes):
-        return Source(folder, keys, [shards], converted=False)
-    return Source(folder, keys, [shards, TowerShards(open_shards(_tower_folder(folder, name)))], converted=False)
+    known = {} if (folder / name).is_dir() else KNOWN_TOWERS.get(name, {})
+    if known and has_tower:
+        return Source(folder, {**keys, "vision_config": known}, [shards], converted=False)
+    tower = _find_tower(folder, name, ["*.json"] if has_tower else HUB_FILES)
+    keys["vision_config"] = known or _tower_config(tower)
+    return Source(folder, keys, [shards, *([] if has_tower else [open_shards(tower, TOWER)])], converted=False)
 
 
-def _tower_config(folder: Path, name: str) -> dict[str, Any]:
-    """The keys of a tower beside the checkpoint, of a known one, or of one on the Hub, with its pixel statistics."""
-    if name in KNOWN_TOWERS and not (folder / name).is_dir():
-        return dict(KNOWN_TOWERS[name])
-    tower = _tower_folder(folder, name, ["*.json"])
-    keys = read_json(tower / "config.json")
-    if isinstance(keys.get("vision_config"), dict):  # a whole CLIP's
-        keys = keys["vision_config"]
-    if keys.get("model_type", "clip_vision_model") != "clip_vision_model":
-        raise InputError(f"the vision tower {name} is a {keys['model_type']!r}, expected a CLIP vision tower")
-    if (tower / "preprocessor_config.json").is_file():
-        processor = read_json(tower / "preprocessor_config.json")
-        keys |= {key: processor[key] for key in ("image_mean", "image_std") if key in processor}
-    return keys
-
-
-def _tower_folder(folder: Path, name: str, patterns: list[str] = HUB_FILES) -> Path:
+def _find_tower(folder: Path, name: str, patterns: list[str]) -> Path:
+    """Return the folder of a vision tower, which lies in the checkpoint's `folder` or on the Hub."""
     if (folder / name).is_dir():
         return folder / name
     try:
@@ -99,3 +129,21 @@ def _tower_folder(folder: Path, name: str, patterns: list[str] = HUB_FILES) -> P
         raise InputError(
             f"unknown vision tower {name}: not a folder in {folder}, not one of {', '.join(KNOWN_TOWERS)}; {error}"
         ) from error
+
+
+def _tower_config(tower: Path) -> dict[str, Any]:
+    """Return a vision tower's config, with the pixels' mean and deviation of its image processor."""
+    keys = read_json(tower / "config.json")
+    if isinstance(keys.get("vision_config"), dict):  # a whole CLIP's
+        keys = keys["vision_config"]
+    if keys.get("model_type", "clip_vision_model") != "clip_vision_model":
+        raise InputError(f"the vision tower {tower} is a {keys['model_type']!r}; give a checkpoint with a CLIP tower")
+    if (tower / "preprocessor_config.json").is_file():
+        processor = read_json(tower / "preprocessor_config.json")
+        keys |= {key: processor[key] for key in ("image_mean", "image_std") if key in processor}
+    return keys
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type where it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -2,37 +2,58 @@
 
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+from huggingface_hub import split_state_dict_into_shards_factory
 
 from ..errors import AvgMlxError, InputError
-from ..files import write_json
+from ..files import write_json, write_text
+from ..progress import Progress, silent
 
 SHARD_BYTES = 1 << 30  # one shard is held in memory while a model is written
 
-SIDE_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "preprocessor_config.json",
-    "generation_config.json",
-)
-
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+Content = Path | str | Mapping[str, Any]  # of a file: another file to copy, a text, or an object for a JSON file
 Tensors = Iterable[tuple[str, mx.array]]
 
 
-def refuse_existing(destination: Path) -> None:
-    if destination.exists() or destination.is_symlink():
-        raise InputError(f"{destination} exists already; choose another path, or remove it yourself")
+def free_path(path: str | Path) -> Path:
+    """Return a path, its `~` expanded, where nothing exists yet. Raises InputError if something does."""
+    path = Path(path).expanduser()
+    if path.exists() or path.is_symlink():
+        raise InputError(f"{path} exists already; choose another path, or remove it yourself")
+    return path
+
+
+def write_folder(
+    destination: Path,
+    files: Mapping[str, Content],
+    tensors: Tensors,
+    sizes: Mapping[str, int],
+    *,
+    progress: Progress = silent,
+    shard_bytes: int = SHARD_BYTES,
+    framework: str = "mlx",
+) -> None:
+    """Write a model folder that appears at `destination` as a whole, or not at all.
+
+    files: what lies beside the weights, by name. sizes: {name: bytes} of all tensors, in the order in which `tensors`
+    gives them. framework: the "format" in the weight files. Memory holds one shard. Raises AvgMlxError if the disk
+    lacks room or cannot be written, InputError if something else has appeared at `destination`.
+    """
+    with _appearing(destination, sum(sizes.values())) as folder:
+        for name, content in files.items():
+            _write_file(folder / name, content)
+        _write_shards(folder, tensors, sizes, progress, shard_bytes, framework)
 
 
 @contextmanager
-def appearing(destination: Path, size: int) -> Iterator[Path]:
-    """A hidden folder that becomes `destination` when all went well, and otherwise goes away."""
+def _appearing(destination: Path, size: int) -> Iterator[Path]:
+    """Give a hidden folder that becomes `destination` at the end, or goes away after an error."""
     home = next(parent for parent in destination.parents if parent.exists())
     folder = home / f".{destination.name}.{secrets.token_hex(4)}.partial"
     try:
@@ -43,7 +64,7 @@ def appearing(destination: Path, size: int) -> Iterator[Path]:
                 f"{destination} needs {size / 1e9:.2f} GB but its disk has {free / 1e9:.2f} GB free; make room"
             )
         yield folder
-        refuse_existing(destination)
+        free_path(destination)  # something else may have appeared there meanwhile
         destination.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(destination)
     except OSError as error:
@@ -52,60 +73,35 @@ def appearing(destination: Path, size: int) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def copy_side_files(source: Path, folder: Path, names: Iterable[str] = SIDE_FILES) -> None:
-    """Copy what a converted folder holds beside weights and config, as far as it is there."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+def _write_file(file: Path, content: Content) -> None:
+    file.parent.mkdir(exist_ok=True)
+    if isinstance(content, Path):
+        shutil.copyfile(content, file)
+    elif isinstance(content, str):
+        write_text(file, content)
+    else:
+        write_json(file, content)
 
 
-def write_shards(
-    folder: Path,
-    tensors: Tensors,
-    total: int,
-    progress: Progress,
-    shard_bytes: int = SHARD_BYTES,
-    framework: str = "mlx",
+def _write_shards(
+    folder: Path, tensors: Tensors, sizes: Mapping[str, int], progress: Progress, shard_bytes: int, framework: str
 ) -> None:
-    """Evaluate and write tensors one after another, in shards with an index; memory holds one shard.
-
-    total: bytes that are to come, for `progress`; framework: the files' "format". Raises AvgMlxError when the disk
-    refuses.
-    """
-    files: list[Path] = []
-    file_of: dict[str, int] = {}
-    size = 0
-    for shard in _shards(_evaluated(tensors, total, progress), shard_bytes):
-        files.append(folder / f"{len(files)}.safetensors")
-        file_of |= dict.fromkeys(shard, len(files) - 1)
-        size += sum(array.nbytes for array in shard.values())
-        try:
-            mx.save_safetensors(str(files[-1]), shard, metadata={"format": framework})
-        except RuntimeError as error:
-            raise AvgMlxError(f"cannot write into {folder.parent} ({error}); is the disk full?") from error
-    names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
-    names = ["model.safetensors"] if len(files) == 1 else names
-    for file, name in zip(files, names, strict=True):
-        file.rename(folder / name)
-    weight_map = {name: names[i] for name, i in sorted(file_of.items())}
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
-
-
-def _evaluated(tensors: Tensors, total: int, progress: Progress) -> Iterator[tuple[str, mx.array]]:
-    done = 0
+    """Evaluate tensors one after another, and write and forget each shard as soon as it is complete."""
+    plan = split_state_dict_into_shards_factory(
+        dict(sizes), get_storage_size=int, filename_pattern="model{suffix}.safetensors", max_shard_size=shard_bytes
+    )
+    total, done = sum(sizes.values()), 0
+    shards: defaultdict[str, dict[str, mx.array]] = defaultdict(dict)
     for name, array in tensors:
         mx.eval(array)
         done += array.nbytes
         progress(done, total)
-        yield name, array
-
-
-def _shards(tensors: Tensors, limit: int) -> Iterator[dict[str, mx.array]]:
-    """Groups of at most `limit` bytes, or of one tensor; the last is emptied when the next is asked for."""
-    shard: dict[str, mx.array] = {}
-    for name, array in tensors:
-        if shard and sum(a.nbytes for a in shard.values()) + array.nbytes > limit:
-            yield shard
-            shard.clear()
-        shard[name] = array
-    yield shard
+        file = plan.tensor_to_filename[name]
+        shards[file][name] = array
+        if len(shards[file]) == len(plan.filename_to_tensors[file]):
+            try:
+                mx.save_safetensors(str(folder / file), shards.pop(file), metadata={"format": framework})
+            except RuntimeError as error:
+                raise AvgMlxError(f"cannot write into {folder.parent} ({error}); is the disk full?") from error
+    index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
+    write_json(folder / "model.safetensors.index.json", index)

@@ -17,8 +17,8 @@ from avg_mlx.bench.presets import KEYS, preset_keys, random_model, word_tokenize
 from avg_mlx.config import Config
 from avg_mlx.files import read_json, write_json
 from avg_mlx.model.inventory import tensors_of
-from avg_mlx.weights.conversion import preprocessor_config
 from avg_mlx.weights.pytorch import TOWER, origin
+from avg_mlx.weights.side_files import preprocessor_config
 
 IMAGE_TOKEN = "<image>"
 # From the authors' names to those of transformers' LLaVA-NeXT before its fourth version, which mlx-vlm reads.
@@ -44,7 +44,7 @@ def main() -> None:
     (home / "question.txt").write_text(prompt_of(tokenizer, 60))
 
 
-def write_folder(folder: Path, keys: dict[str, Any], tensors: dict[str, mx.array], tokenizer) -> None:
+def write_folder(folder: Path, keys: dict[str, Any], tensors: dict[str, mx.array], tokenizer: Any) -> None:
     folder.mkdir(parents=True)
     write_json(folder / "config.json", keys)
     mx.save_safetensors(str(folder / "model.safetensors"), tensors, metadata={"format": "mlx"})

@@ -1,0 +1,88 @@
+"""The files beside the weights of a model folder: tokenizer, image processor, config and model card."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from ..config import Config, VisionConfig
+from .writing import Content
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json")
+PROCESSOR = "preprocessor_config.json"
+
+CARD = """\
+---
+{front_matter}
+---
+# AVG-LLaVA for MLX
+
+Converted from {origin} with avg-mlx: {weights}.
+
+AVG-LLaVA looks at an image as closely as the question needs. {routing}
+
+    avg-mlx generate --model THIS_FOLDER --image photo.jpg --prompt "What is in this image?"
+
+The method is described in "AVG-LLaVA: An Efficient Large Multimodal Model with Adaptive Visual Granularity"
+(arXiv 2410.02745). The weights keep the licence of the checkpoint they come from.
+"""
+
+
+def copies(folder: Path, names: Sequence[str] = TOKENIZER_FILES) -> dict[str, Content]:
+    """Return those files of `folder` that exist, to be copied."""
+    return {name: folder / name for name in names if (folder / name).is_file()}
+
+
+def converted_files(folder: Path, origin: str | Path, keys: Mapping[str, Any]) -> dict[str, Content]:
+    """Return the files of a converted folder with config `keys`: those of `folder` as they are, and a model card."""
+    return {
+        **copies(folder, (*TOKENIZER_FILES, PROCESSOR)),
+        "README.md": model_card(str(origin), keys),
+        "config.json": dict(sorted(keys.items())),
+    }
+
+
+def preprocessor_config(vision: VisionConfig) -> dict[str, Any]:
+    """Return an image processor's config for other tools; this package reads the same values from config.json."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": vision.image_size},
+        "do_center_crop": True,
+        "crop_size": {"height": vision.image_size, "width": vision.image_size},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(vision.image_mean),
+        "image_std": list(vision.image_std),
+    }
+
+
+def model_card(origin: str, keys: Mapping[str, Any]) -> str:
+    """Return the README.md of a folder that was converted from `origin`, a Hub repository or a local folder."""
+    on_hub = not Path(origin).expanduser().exists()
+    front_matter = ModelCardData(
+        base_model=origin if on_hub else None,
+        library_name="mlx",
+        pipeline_tag="image-text-to-text",
+        tags=["mlx", "avg-mlx", "llava"],
+    )
+    quantization = keys.get("quantization")
+    if quantization:
+        weights = f"language model quantized to {quantization['bits']} bits in groups of {quantization['group_size']}"
+    else:
+        weights = f"weights in {keys['torch_dtype']}"
+    granularities = ", ".join(map(str, sorted(Config.from_dict(keys).granularities)))
+    if keys["router_select"]:
+        routing = f"A router picks {granularities} visual tokens per crop."
+    else:
+        routing = f"It has no router yet: choose {granularities} visual tokens per crop with --granularity."
+    return CARD.format(
+        front_matter=front_matter.to_yaml(),
+        origin=origin if on_hub else "a local checkpoint",
+        weights=weights,
+        routing=routing,
+    )
