@@ -27,9 +27,10 @@ from avg_mlx import convert, load
 from avg_mlx.model.avg_llava import Model
 from avg_mlx.training import rglf
 from avg_mlx.training.data import Sample, read_samples
-from avg_mlx.training.forward import answer_positions, embed, instruction_embeddings, load_crops
+from avg_mlx.training.forward import answer_positions, instruction_embeddings, load_crops, seen_sample
 from avg_mlx.training.losses import rglf_loss, token_losses
-from avg_mlx.training.stages import RouterOptions, train_router
+from avg_mlx.training.options import RouterOptions
+from avg_mlx.training.stages import train_router
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 GRANULARITIES = (36, 72, 144)
@@ -114,7 +115,7 @@ def write_stage3(folder: Path) -> None:
 
 
 def write_data(file: Path) -> Path:
-    def record(image: Path, question: str, answer: str) -> dict:
+    def record(image: Path, question: str, answer: str) -> dict[str, object]:
         turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
         return {"image": image.name, "conversations": turns}
 
@@ -163,12 +164,11 @@ def plain_epoch(model: Model, samples: list[Sample], optimizer: optim.Optimizer)
         crops = load_crops(model, sample)
         features = [model.encode(c) for c in crops]
         mx.eval(features)
-        losses = []
+        prompt, losses = seen_sample(model, sample, features, crops), []
         for granularity in GRANULARITIES:
-            logits = model(embed(model, sample, features, crops, granularity)[None])[0]
+            logits = model(prompt.embeddings(model, [granularity] * len(crops))[None])[0]
             mx.eval(logits)
-            sizes = [model.config.visual_tokens(granularity, c.image_size) for c in crops]
-            positions, labels = answer_positions(sample, sizes)
+            positions, labels = answer_positions(model, sample, granularity)
             losses.append(token_losses(logits[mx.array(positions)], mx.array(labels)).mean().item())
         feedback.append(losses)
         seen.append((features[0], instruction_embeddings(model, sample)))

@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from rglf_cost import GOLDEN, PREFILL_TFLOP, write_data, write_stage3
@@ -25,7 +26,7 @@ from avg_mlx.training.data import read_samples
 from avg_mlx.training.loop import step_gradients
 from avg_mlx.weights.adapters import AdapterConfig
 
-WIDTHS: dict[str, dict] = {
+WIDTHS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"dtype": "bfloat16"},
     "8 bits": {"quantization": Quantization(bits=8, group_size=32)},

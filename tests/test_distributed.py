@@ -12,10 +12,11 @@ from mlx.utils import tree_flatten
 
 from avg_mlx import evaluate, load, read_questions
 from avg_mlx.training import instruct, rglf
-from avg_mlx.training.data import read_samples
-from avg_mlx.training.feedback import collect_feedback, routable
+from avg_mlx.training.data import read_samples, routable
+from avg_mlx.training.feedback import collect_feedback
 from avg_mlx.training.loop import step_gradients
-from avg_mlx.training.stages import InstructOptions, RouterOptions, train_instruct, train_router
+from avg_mlx.training.options import InstructOptions, RouterOptions
+from avg_mlx.training.stages import train_instruct, train_router
 from avg_mlx.weights.adapters import AdapterConfig
 
 

@@ -1,20 +1,23 @@
 """Feedback: the language model's losses at every granularity, kept in a file."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import RECORDS, conversation, write_samples
+from faults import fill_disk
 
-from avg_mlx.errors import AvgMlxError, InputError
+from avg_mlx.errors import AvgMlxError, InputError, Interrupted
+from avg_mlx.journal import Journal
 from avg_mlx.model.inventory import fingerprint
 from avg_mlx.training import feedback as feedback_module
-from avg_mlx.training.data import IGNORED, read_samples
-from avg_mlx.training.feedback import Feedback, collect_feedback, read_feedback, routable, summarize
-from avg_mlx.training.forward import embed, feedback_losses, instruction_embeddings, load_crops
+from avg_mlx.training.data import IGNORED, read_samples, routable
+from avg_mlx.training.feedback import Feedback, collect_feedback, summarize
+from avg_mlx.training.forward import feedback_losses, instruction_embeddings, load_crops, seen_sample
+from avg_mlx.training.options import FeedbackOptions
 from avg_mlx.training.stages import make_feedback
 
 KEYS = ["id", "granularities", "losses", "best", "answer_tokens", "router_logits"]  # and hashes
@@ -55,8 +58,8 @@ def counted(monkeypatch):
 def full_pass_loss(model, sample, granularity: int) -> float:
     """The usual next-token loss of one whole pass."""
     crops = load_crops(model, sample)
-    features = [model.encode(c) for c in crops]
-    logits = model(embed(model, sample, features, crops, granularity)[None])[0]
+    seen = seen_sample(model, sample, [model.encode(c) for c in crops], crops)
+    logits = model(seen.embeddings(model, [granularity] * len(crops))[None])[0]
     labels: list[int] = []
     images = iter(sample.image_sizes)
     for token, label in zip(sample.ids, sample.labels, strict=True):
@@ -143,17 +146,17 @@ def test_a_file_cut_anywhere_is_completed_to_the_same_bytes(cut, collected, samp
     file.write_bytes(content[: round(cut * len(content))])
     kept = file.read_bytes().count(b"\n")
     reports = []
-    assert collect_feedback(tiny[0], samples, file, reports.append) == rows
+    assert collect_feedback(tiny[0], samples, file, lambda done, total: reports.append((done, total))) == rows
     assert file.read_bytes() == content
     assert counted == [sample.id for sample in samples[kept:]]
-    assert reports == list(range(kept, len(samples) + 1))
+    assert reports == [(done, len(samples)) for done in range(kept, len(samples) + 1)]
     assert [entry.name for entry in tmp_path.iterdir()] == ["feedback.jsonl"]
 
 
 def test_lines_are_written_as_it_goes(samples, tiny, tmp_path):
     file = tmp_path / "new" / "feedback.jsonl"
     written = []
-    collect_feedback(tiny[0], samples, file, lambda done: written.append(file.read_bytes().count(b"\n") - done))
+    collect_feedback(tiny[0], samples, file, lambda done, _: written.append(file.read_bytes().count(b"\n") - done))
     assert written == [0] * (len(samples) + 1)
 
 
@@ -163,7 +166,7 @@ def test_other_samples_are_added_and_known_ones_kept(samples, tiny, collected, t
     rows = collect_feedback(tiny[0], samples, file)
     assert rows == collected[0]
     assert sorted(counted) == sorted(sample.id for sample in samples)
-    assert set(read_feedback(file, fingerprint(tiny[0]))) == {sample.key for sample in samples}
+    assert {json.loads(line)["sample"] for line in file.read_text().splitlines()} == {s.key for s in samples}
 
 
 def test_feedback_of_other_data_is_refused_and_left_alone(tiny, samples, collected, tmp_path, counted):
@@ -184,12 +187,10 @@ def test_another_models_file_is_refused_and_left_alone(samples, own_tiny, collec
     model.image_newline = model.image_newline + 1
     file = tmp_path / "feedback.jsonl"
     file.write_bytes(collected[1].read_bytes())
-    before = collected[0][0].model
     with pytest.raises(InputError) as error:
         collect_feedback(model, samples, file)
-    assert str(error.value) == (
-        f"{file} is the feedback of another model ({before}, this one is {fingerprint(model)}); choose another file"
-    )
+    named = (str(file), "another model", collected[0][0].model, fingerprint(model), "choose another file")
+    assert all(part in str(error.value) for part in named)
     assert file.read_bytes() == collected[1].read_bytes()
 
 
@@ -198,32 +199,76 @@ def test_a_line_that_is_no_feedback_is_refused_with_its_number(line, samples, ti
     file = tmp_path / "feedback.jsonl"
     content = collected[1].read_text().splitlines(keepends=True)[0] + line + "\n"
     file.write_text(content)
-    with pytest.raises(InputError, match=r"feedback\.jsonl, line 2: not feedback \(.*\); choose another file"):
+    with pytest.raises(InputError, match=r"feedback\.jsonl, line 2: .*choose another"):
         collect_feedback(tiny[0], samples, file)
     assert file.read_text() == content
 
 
-def test_a_disk_that_fills_is_one_error_and_goes_on_later(samples, tiny, collected, tmp_path):
-    file, kept = tmp_path / "feedback.jsonl", []
-
-    def fill(done):
-        if done == 2:
-            kept.append(file.read_bytes())
-            file.unlink()
-            file.symlink_to("/dev/full")
-
-    with pytest.raises(AvgMlxError, match=r"cannot write .*feedback\.jsonl \(No space left.*make room.*it goes on"):
-        collect_feedback(tiny[0], samples, file, fill)
-    file.unlink()
-    file.write_bytes(kept[0])
+def test_a_disk_that_fills_is_one_error_and_is_resumed_later(samples, tiny, collected, tmp_path, monkeypatch):
+    file = tmp_path / "feedback.jsonl"
+    with monkeypatch.context() as context:
+        fill_disk(context, 2)
+        with pytest.raises(AvgMlxError, match=r"cannot write .*feedback\.jsonl .*No space left.*make room.*resume"):
+            collect_feedback(tiny[0], samples, file)
+    assert file.read_bytes().count(b"\n") == 2
+    assert not file.read_bytes().endswith(b"\n")
     collect_feedback(tiny[0], samples, file)
     assert file.read_bytes() == collected[1].read_bytes()
+
+
+@pytest.mark.parametrize("done", range(5))
+def test_an_interrupt_keeps_what_is_done_and_says_how_to_resume(done, samples, tiny, collected, tmp_path, counted):
+    file = tmp_path / "feedback.jsonl"
+
+    def interrupt(n, total):
+        if n == done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match=rf"{done} of 4 .*{file}.*same command resumes") as stop:
+        collect_feedback(tiny[0], samples, file, interrupt)
+    assert isinstance(stop.value.__cause__, KeyboardInterrupt)
+    assert collect_feedback(tiny[0], samples, file) == collected[0]
+    assert file.read_bytes() == collected[1].read_bytes()
+    assert counted == [sample.id for sample in samples]
+
+
+def test_an_interrupt_within_a_sample_loses_that_sample_only(samples, tiny, collected, tmp_path, monkeypatch):
+    file, measure, begun = tmp_path / "feedback.jsonl", feedback_module.feedback_losses, []
+
+    def interrupted(model, sample, *rest):
+        begun.append(sample.id)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return measure(model, sample, *rest)
+
+    with monkeypatch.context() as context:
+        context.setattr(feedback_module, "feedback_losses", interrupted)
+        with pytest.raises(Interrupted, match="2 of 4"):
+            collect_feedback(tiny[0], samples, file)
+    assert collect_feedback(tiny[0], samples, file) == collected[0]
+    assert file.read_bytes() == collected[1].read_bytes()
+
+
+def test_a_second_process_is_refused(samples, tiny, collected, tmp_path):
+    file = tmp_path / "feedback.jsonl"
+    with Journal(file), pytest.raises(InputError, match="another process is writing"):
+        collect_feedback(tiny[0], samples, file)
+    assert collect_feedback(tiny[0], samples, file) == collected[0]
+
+
+def test_feedback_written_before_there_was_a_journal_is_known(samples, tiny, collected, tmp_path, counted):
+    """Its lines had every letter beyond ASCII escaped."""
+    file = tmp_path / "feedback.jsonl"
+    file.write_text("".join(json.dumps(asdict(row)) + "\n" for row in collected[0]))
+    assert collect_feedback(tiny[0], samples, file) == collected[0]
+    assert counted == []
 
 
 def test_make_feedback_skips_and_counts_what_has_nothing_to_choose(tiny_folder, data, collected, tmp_path, caplog):
     reports = []
     file = tmp_path / "feedback.jsonl"
-    rows = make_feedback(str(tiny_folder), data, file, report=lambda done, total: reports.append((done, total)))
+    options = FeedbackOptions(model=tiny_folder, data=data, output=file)
+    rows = make_feedback(options, lambda done, total: reports.append((done, total)))
     assert rows == collected[0]
     assert file.read_bytes() == collected[1].read_bytes()
     assert reports[-1] == (4, 4)
@@ -233,7 +278,7 @@ def test_make_feedback_skips_and_counts_what_has_nothing_to_choose(tiny_folder, 
 def test_data_with_nothing_to_choose_at_all_is_refused(tiny_folder, tmp_path, caplog):
     data = write_samples(tmp_path, [RECORDS[3], RECORDS[4]])
     with pytest.raises(InputError, match=r"data\.json leaves no sample to measure; see the warnings above"):
-        make_feedback(str(tiny_folder), data, tmp_path / "feedback.jsonl")
+        make_feedback(FeedbackOptions(model=tiny_folder, data=data, output=tmp_path / "feedback.jsonl"))
     assert caplog.messages == ["2 of 2 samples skipped: not exactly one image"]
     assert not (tmp_path / "feedback.jsonl").exists()
 
@@ -258,11 +303,12 @@ def test_summary_of_rows_made_by_hand():
         row([8.0, 2.0, 5.0], [1.0, 0.0, 0.0]),  # gives away 6
         row([1.0, 3.0, 0.0], [0.0, 0.0, 1.0]),  # agrees
     ]
-    assert summarize(rows).splitlines() == [
-        "granularity    wins  mean loss",
-        "         36   25.0%     4.0000",
-        "        144   50.0%     3.0000",
-        "        576   25.0%     3.0000",
-        "       best             1.7500  each sample at its own",
-        "The router picks the best granularity 50.0% of the time; mean regret 1.7500",
+    *lines, _, told = summarize(rows).splitlines()
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]] == [
+        ["36", "25.0%", "4.0000"],
+        ["144", "50.0%", "3.0000"],
+        ["576", "25.0%", "3.0000"],
+        ["each sample's best", "", "1.7500"],
     ]
+    assert "50.0% of the time" in told
+    assert "mean regret 1.7500" in told

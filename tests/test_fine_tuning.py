@@ -17,8 +17,9 @@ from avg_mlx.model.router import Router
 from avg_mlx.training import instruct
 from avg_mlx.training.data import IGNORED, read_samples
 from avg_mlx.training.loop import step_gradients
+from avg_mlx.training.options import InstructOptions, RouterOptions
 from avg_mlx.training.rglf import initialize
-from avg_mlx.training.stages import InstructOptions, RouterOptions, train_instruct, train_router
+from avg_mlx.training.stages import train_instruct, train_router
 from avg_mlx.weights.adapters import AdapterConfig, trained_tensors
 from avg_mlx.weights.fusing import fuse
 
@@ -160,7 +161,7 @@ def test_the_vision_tower_has_its_own_learning_rate(tune, tiny_folder):
 
 
 def test_more_layers_than_there_are_is_refused(tune):
-    with pytest.raises(InputError, match="--num-layers is 3, but the language model has 2"):
+    with pytest.raises(InputError, match="num_layers is 3, but the language model has 2"):
         tune(num_layers=3)
 
 
@@ -168,7 +169,7 @@ def test_a_quantized_model_is_not_trained_in_full(tiny_four_bits, data, tmp_path
     options = InstructOptions(
         model=str(tiny_four_bits), data=data, adapter_path=tmp_path / "adapters", fine_tune_type="full"
     )
-    with pytest.raises(InputError, match=r"quantized weights .*; use --fine-tune-type lora, or dequantize"):
+    with pytest.raises(InputError, match=r"quantized weights .*fine_tune_type.*lora.*dequantize"):
         train_instruct(options)
 
 

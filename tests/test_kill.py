@@ -14,7 +14,7 @@ from conftest import RECORDS, write_samples
 
 from avg_mlx import load
 from avg_mlx.cli.train import main as train
-from avg_mlx.evaluation.run import read_results
+from avg_mlx.evaluation.results import read_results
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,8 @@ from avg_mlx.training import rglf
 from avg_mlx.training.data import read_samples
 from avg_mlx.training.feedback import collect_feedback
 from avg_mlx.training.forward import instruction_embeddings
-from avg_mlx.training.loop import LoopSettings, train
+from avg_mlx.training.loop import train
+from avg_mlx.training.optimizer import LoopSettings
 from avg_mlx.training.plan import Plan
 from avg_mlx.training.run import Run
 from avg_mlx.weights.adapters import AdapterConfig, trained_tensors
@@ -132,9 +133,9 @@ def test_twenty_steps_follow_pytorch(own_tiny, tmp_path):
     our_losses = []
     task = rglf.RouterTask(model, samples, rows, [], [], 2, 1.0, 1.0, 0.1, rglf.FeatureCache(model))
     run = Run(tmp_path / "run", {}, AdapterConfig(num_layers=0))
-    run.open(resume=False)
     settings = LoopSettings(steps=STEPS, learning_rate=RATE)
-    train(model, task, plan, settings, run, lambda record: our_losses.append(record["loss"]))
+    with run.open(resume=False):
+        train(model, task, plan, settings, run, lambda record: our_losses.append(record["loss"]))
 
     assert our_losses[:5] == pytest.approx(their_losses[:5], rel=FIRST_LOSSES_TOLERANCE)
     assert our_losses == pytest.approx(their_losses, rel=LOSS_TOLERANCE)

@@ -1,6 +1,8 @@
 """train, feedback, fuse, export and `generate --adapter-path`: options, recipes, and what goes wrong."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,7 +12,9 @@ from conftest import RECORDS, make_adapters, write_samples
 
 from avg_mlx import load
 from avg_mlx.cli import export, feedback, fuse, generate, train
+from avg_mlx.cli.progress import Bar
 from avg_mlx.training import stages
+from avg_mlx.training.options import InstructOptions, RouterOptions
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,7 @@ def options_given(monkeypatch):
     def parse(stage: str, *arguments):
         seen = []
         monkeypatch.setattr(stages, f"train_{stage}", lambda options, *_: seen.append(options))
-        monkeypatch.setattr(train, "_finish", lambda options: None)
+        monkeypatch.setattr(train, "_finish", lambda trained: None)
         assert train.main([stage, *map(str, arguments)]) == 0
         return seen[0]
 
@@ -46,8 +50,8 @@ def write_yaml(file: Path, content) -> Path:
 def test_defaults_are_those_of_the_stages(options_given, required):
     model, data, folder = required[1::2]
     given = {"model": str(model), "data": data, "adapter_path": folder}
-    assert options_given("instruct", *required) == stages.InstructOptions(**given)
-    assert options_given("router", *required) == stages.RouterOptions(**given)
+    assert options_given("instruct", *required) == InstructOptions(**given)
+    assert options_given("router", *required) == RouterOptions(**given)
 
 
 def test_a_config_file_gives_options_and_the_command_line_wins(options_given, required, tmp_path):
@@ -67,7 +71,7 @@ def test_a_config_file_gives_options_and_the_command_line_wins(options_given, re
     }
     file = write_yaml(tmp_path / "config.yaml", config)
     options = options_given("instruct", "--config", file, "--batch-size", 2, "--lora-rank", 16)
-    assert options == stages.InstructOptions(
+    assert options == InstructOptions(
         model=str(model),
         data=data,
         adapter_path=folder,
@@ -86,14 +90,23 @@ def test_a_config_file_gives_options_and_the_command_line_wins(options_given, re
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ({"learning_rat": 1}, "unrecognized arguments: --learning-rat 1"),
-        ({"lora_parameters": {"keys": ["q_proj"]}}, "unrecognized arguments: --lora-keys"),
-        ({"fine_tune_type": "prefix"}, "invalid choice: 'prefix'"),
-        ({"batch_size": 0}, "0 is not a whole number from 1"),
-        ({"batch_size": True}, "--batch-size: expected one argument"),
-        ({"grad_checkpoint": "yes"}, "unrecognized arguments: yes"),
-        ({7: 8}, "unrecognized arguments: --7 8"),
-        ("- model\n- data\n", "holds no options; expected lines such as learning-rate: 1.0e-5"),
+        ({"lerning-rate": 1}, "config.yaml: lerning-rate .*did you mean learning-rate"),
+        ({"learning_rat": 1}, "config.yaml: learning-rat .*did you mean learning-rate"),
+        ({"lora_parameters": {"keys": ["q_proj"]}}, "config.yaml: lora-keys "),
+        ({"lora_parameters": {"rank": 0}}, "config.yaml: lora-rank is 0; expected a whole number from 1"),
+        ({"margin": 1}, "config.yaml: margin is not an option of train instruct"),
+        ({"fine_tune_type": "prefix"}, "config.yaml: fine-tune-type is 'prefix'; expected lora, dora or full"),
+        ({"batch_size": 0}, "config.yaml: batch-size is 0; expected a whole number from 1"),
+        ({"batch_size": True}, "config.yaml: batch-size is True"),
+        ({"batch_size": [4]}, r"config.yaml: batch-size is \[4\]"),
+        ({"batch_size": {"a": 4}}, "config.yaml: batch-size is "),
+        ({"batch_size": 2.5}, "config.yaml: batch-size is 2.5"),
+        ({"learning_rate": ".nan"}, "config.yaml: learning-rate is '.nan'"),
+        ({"warmup": 1.5}, "config.yaml: warmup is 1.5; expected a number from 0 up to 1"),
+        ({"data": 7}, "config.yaml: data is 7; expected a path"),
+        ({"grad_checkpoint": "yes"}, "config.yaml: grad-checkpoint is 'yes'; expected true or false"),
+        ({7: 8}, "config.yaml: 7 is not an option"),
+        ("- model\n- data\n", "config.yaml holds no options; expected lines such as learning-rate: 1.0e-5"),
         ("", "holds no options"),
         ("just a text", "holds no options"),
         ("a: [1,\n", "cannot read .*config.yaml"),
@@ -110,6 +123,13 @@ def test_config_files_that_cannot_be_used(stage, content, told, required, refuse
     assert line.startswith(f"avg-mlx train {stage}: ")
     assert_told(told, line)
     assert not (tmp_path / "adapters").exists()
+
+
+def test_required_options_may_come_from_the_config_file(options_given, required, tmp_path):
+    given = dict(zip(("model", "data", "adapter-path"), map(str, required[1::2]), strict=True))
+    file = write_yaml(tmp_path / "config.yaml", given)
+    assert options_given("instruct", "-c", file) == options_given("instruct", *required)
+    assert options_given("instruct", "-c", file, "--model", "other").model == "other"
 
 
 def assert_told(pattern: str, line: str) -> None:
@@ -140,30 +160,31 @@ def test_required_options_of_the_other_verbs(main, missing, refused):
 @pytest.mark.parametrize(
     ("stage", "option", "value", "told"),
     [
-        ("instruct", "--epochs", "0", "0 is not a whole number from 1"),
-        ("instruct", "--iters", "1.5", "1.5 is not a whole number"),
-        ("instruct", "--batch-size", "-1", "-1 is not"),
-        ("instruct", "--learning-rate", "0", "0 is not a number above 0"),
-        ("instruct", "--learning-rate", "inf", "inf is not"),
-        ("instruct", "--learning-rate", "nan", "nan is not"),
-        ("instruct", "--warmup", "1.1", "1.1 is not a number from 0 up to 1"),
-        ("instruct", "--val-fraction", "2", "2 is not a number from 0 up to 1"),
-        ("instruct", "--grad-clip", "0", "0 is not a number above 0"),
-        ("instruct", "--weight-decay", "-1", "-1 is not"),
-        ("instruct", "--lr-schedule", "linear", "invalid choice: 'linear'"),
-        ("instruct", "--num-layers", "-2", "-2 is not a whole number from -1"),
-        ("instruct", "--lora-dropout", "1", "1 is not a number from 0 up to 0.99"),
-        ("instruct", "--granularities-per-step", "0", "0 is not"),
-        ("instruct", "--granularities-per-step", "6", "6 granularities per step, but there are 5"),
+        ("instruct", "--epochs", "0", "epochs is 0; expected a whole number from 1"),
+        ("instruct", "--iters", "1.5", "iters is '1.5'; expected a whole number"),
+        ("instruct", "--batch-size", "-1", "--batch-size is -1"),
+        ("instruct", "--learning-rate", "0", "--learning-rate is 0.0; expected a number above 0"),
+        ("instruct", "--learning-rate", "inf", "is inf"),
+        ("instruct", "--learning-rate", "nan", "is nan"),
+        ("instruct", "--warmup", "1.1", "warmup is 1.1; expected a number from 0 up to 1"),
+        ("instruct", "--val-fraction", "2", "--val-fraction is 2.0; expected a number from 0 up to 1"),
+        ("instruct", "--grad-clip", "0", "--grad-clip is 0.0; expected a number above 0"),
+        ("instruct", "--weight-decay", "-1", "--weight-decay is -1"),
+        ("instruct", "--lr-schedule", "linear", "--lr-schedule is 'linear'; expected cosine or constant"),
+        ("instruct", "--num-layers", "-2", "--num-layers is -2; expected a whole number from -1"),
+        ("instruct", "--lora-dropout", "1", "--lora-dropout is 1.0; expected a number from 0 up to 0.99"),
+        ("instruct", "--granularities-per-step", "0", "--granularities-per-step is 0"),
+        ("instruct", "--granularities-per-step", "6", "--granularities-per-step is 6, but the model has 5"),
         ("instruct", "--num-layers", "3", "--num-layers is 3, but the language model has 2"),
-        ("instruct", "--seed", "-1", "-1 is not"),
+        ("instruct", "--seed", "-1", "seed is -1"),
         ("instruct", "--margin", "1", "unrecognized arguments: --margin 1"),
-        ("router", "--margin", "-1", "-1 is not a number from 0"),
-        ("router", "--rank-loss-weight", "x", "x is not a number"),
+        ("router", "--margin", "-1", "margin is -1.0; expected a number from 0"),
+        ("router", "--rank-loss-weight", "x", "--rank-loss-weight is 'x'; expected a number"),
         ("router", "--lora-rank", "8", "unrecognized arguments: --lora-rank 8"),
         ("router", "--base-adapters", "absent", "no adapter folder absent"),
         ("router", "--model", "absent", "no folder absent"),
         ("router", "--data", "absent.json", "cannot read absent.json"),
+        ("instruct", "--vision-learning-rate", "1e-4", "--vision-learning-rate .*--train-vision"),
     ],
 )
 def test_values_out_of_range(stage, option, value, told, required, refused):
@@ -226,7 +247,15 @@ def files_in(folder: Path) -> dict[str, bytes]:
 def test_the_whole_recipe_and_again_with_resume(recipe, tiny_stage3, short, tmp_path, capfd, refused):
     output = tmp_path / "output"
     assert train.main(["rglf", "--config", str(recipe)]) == 0
-    assert f"Adapters: {output / 'adapters'}" in capfd.readouterr().out
+    out, err = capfd.readouterr()
+    assert f"Adapters: {output / 'adapters'}" in out
+    assert_feedback_table(out, router=False)
+    for title, folder, steps in (("Instruct", output / "instruct", 2), ("Router", output / "adapters", 3)):
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        first, mean = log[0]["loss"], sum(record["loss"] for record in log) / steps
+        told = f"Steps: {steps}, .*Training loss: {first:.4f} .* {mean:.4f} .*Adapters: {folder}"
+        assert re.search(told, out, re.DOTALL)
+        assert f"{title}: step {steps} of {steps}, loss {log[-1]['loss']:.4f}" in err
     assert {file.name for file in output.iterdir()} == {"instruct", "adapters", "feedback.jsonl"}
     rows = [json.loads(line) for line in (output / "feedback.jsonl").read_text().splitlines()]
     assert sorted(row["id"] for row in rows) == ["last", "one"]
@@ -240,7 +269,7 @@ def test_the_whole_recipe_and_again_with_resume(recipe, tiny_stage3, short, tmp_
     assert answer["granularity_source"] == "router"
 
     finished = files_in(output)
-    assert "go on with --resume" in refused(train.main, "rglf", "--config", recipe)
+    assert "--resume" in refused(train.main, "rglf", "--config", recipe)
     assert train.main(["rglf", "--config", str(recipe), "--resume"]) == 0
     assert files_in(output) == finished
 
@@ -255,6 +284,50 @@ def test_the_whole_recipe_and_again_with_resume(recipe, tiny_stage3, short, tmp_
         assert all(mx.array_equal(again[name], array) for name, array in tensors.items())
 
 
+@pytest.mark.parametrize(("every", "told"), [(1, [1, 2, 3, 4, 5]), (2, [2, 3, 4, 5]), (10, [3, 5])])
+def test_progress_without_a_terminal(every, told, required, capfd):
+    """A line each so many steps, for validation, and for the last step."""
+    options = [
+        "--iters",
+        5,
+        "--batch-size",
+        1,
+        "--val-fraction",
+        0.5,
+        "--steps-per-eval",
+        3,
+        "--steps-per-report",
+        every,
+    ]
+    assert train.main(["instruct", *map(str, [*required, *options])]) == 0
+    out, err = capfd.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("Instruct: step")]
+    assert [int(re.match(r"Instruct: step (\d) of 5, loss \d", line)[1]) for line in lines] == told
+    assert [f"step {step} of" in line for line in lines for step in (3, 5) if "validation loss" in line].count(
+        True
+    ) == 2
+    log = [json.loads(line) for line in (required[-1] / "log.jsonl").read_text().splitlines()]
+    assert f"Validation loss: {log[-1]['validation_loss']:.4f}" in out
+    assert "Steps: 5, of which 5 were taken now" in out
+
+
+@pytest.mark.parametrize(
+    ("terminal", "hidden", "told"), [(True, False, "bar"), (False, False, "line"), (False, True, "")]
+)
+def test_a_bar_is_for_a_terminal_and_lines_for_elsewhere(terminal, hidden, told, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stderr", stream)
+    record = {"step": 2, "loss": 1.5, "learning_rate": 0.1, "samples_per_second": 3.0, "peak_memory_gb": 1.0}
+    with Bar("Router", "step", hidden, every=2) as bar:
+        bar.step(record, 9)
+        bar._bar.refresh()
+        shown = stream.getvalue()
+    assert ("2/9" in shown and "loss=1.5000" in shown) == (told == "bar")
+    assert ("Router: step 2 of 9, loss 1.5000" in shown) == (told == "line")
+    assert (shown == "") == (told == "")
+
+
 def answer_of(capfd, model: Path, short: Path, *arguments) -> dict:
     capfd.readouterr()
     image = short.parent / "wide.png"
@@ -266,11 +339,18 @@ def answer_of(capfd, model: Path, short: Path, *arguments) -> dict:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"output": None}, "expected model, data, output, and options under instruct and router"),
+        ({"output": None}, "recipe.yaml: expected model, data, output"),
+        ({"output": 7}, "recipe.yaml: output is 7; expected a path"),
         ({"instruct": [1]}, "expected model, data, output, and options under instruct and router"),
-        ({"router": {"lora_rank": 8}}, "unrecognized arguments: --lora-rank 8"),
-        ({"rooter": {"iters": 8}}, "unrecognized arguments: --rooter"),
-        ({"model": None}, "the following arguments are required: --model"),
+        ({"router": {"lora_rank": 8}}, "recipe.yaml, router: lora-rank is not an option of train router"),
+        ({"router": {"learning_rat": 8}}, "recipe.yaml, router: learning-rat .*did you mean learning-rate"),
+        ({"router": {"token_cost": -1}}, "recipe.yaml, router: token-cost is -1; expected a number from 0"),
+        ({"instruct": {"vision_learning_rate": 1.0}}, "recipe.yaml, instruct: vision_learning_rate"),
+        ({"instruct": {"adapter_path": "elsewhere"}}, "recipe.yaml, instruct: adapter-path is not an option"),
+        ({"rooter": {"iters": 8}}, "recipe.yaml: rooter is not an option of train rglf; did you mean router"),
+        ({"batch_siz": 8}, "recipe.yaml: batch-siz .*did you mean batch-size"),
+        ({"batch_size": 0}, "recipe.yaml: batch-size is 0"),
+        ({"model": None}, "recipe.yaml lacks model"),
         ({"data": "absent.json"}, "cannot read absent.json"),
     ],
     ids=str,
@@ -290,13 +370,30 @@ def collect(tiny_folder, short, tmp_path):
 
 def test_feedback_ends_with_a_summary(collect, capfd):
     assert feedback.main([str(argument) for argument in collect]) == 0
-    out = capfd.readouterr().out
-    assert "The router picks the best granularity" in out
-    assert "mean regret" in out
-    assert [line.split()[0] for line in out.splitlines()[1:6]] == ["1", "2", "4", "8", "16"]
+    assert_feedback_table(capfd.readouterr().out, router=True)
     rows = [json.loads(line) for line in collect[-1].read_text().splitlines()]
     keys = {"id", "granularities", "losses", "best", "answer_tokens", "router_logits"}
     assert all(keys <= row.keys() for row in rows)
+
+
+def assert_feedback_table(out: str, router: bool) -> None:
+    assert ("The router picks the best granularity" in out) == ("mean regret" in out) == router
+    rows = [line.strip("| ").split()[0] for line in out.splitlines() if line.startswith("|")]
+    assert rows[2:7] == ["1", "2", "4", "8", "16"]
+
+
+def test_feedback_takes_a_config_file(collect, capfd, refused, tmp_path):
+    names = ("model", "data", "output")
+    file = write_yaml(tmp_path / "feedback.yaml", dict(zip(names, map(str, collect[1::2]), strict=True)))
+    assert feedback.main(["-c", str(file)]) == 0
+    assert_feedback_table(capfd.readouterr().out, router=True)
+    assert collect[-1].read_text().count("\n") == 2
+    write_yaml(file, {"model": "m", "dta": "d"})
+    assert_told(
+        "feedback.yaml: dta is not an option of feedback; did you mean data", refused(feedback.main, "-c", file)
+    )
+    write_yaml(file, {"max-seq-length": 0})
+    assert_told("feedback.yaml: max-seq-length is 0; expected", refused(feedback.main, "-c", file))
 
 
 def test_feedback_of_another_model_is_refused_and_kept(collect, tiny_four_bits, short, refused, tmp_path, capfd):
@@ -315,9 +412,9 @@ def test_feedback_of_another_model_is_refused_and_kept(collect, tiny_four_bits, 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("hello\n", "line 1: not feedback"),
-        ('{"id": "one"}\n', "line 1: not feedback"),
-        ("[]\n", "line 1: not feedback"),
+        ("hello\n", "line 1: .*choose another"),
+        ('{"id": "one"}\n', "line 1: not feedback .*choose another"),
+        ("[]\n", "line 1: .*choose another"),
     ],
 )
 def test_a_file_that_is_not_feedback_is_refused_and_kept(content, told, collect, refused):

@@ -12,8 +12,7 @@ from PIL import Image
 from avg_mlx.config import Config
 from avg_mlx.errors import InputError
 from avg_mlx.inputs.prompt import PLACEHOLDER_ID, SYSTEM_PROMPT
-from avg_mlx.training.data import IGNORED, read_samples
-from avg_mlx.training.stages import read_fitting
+from avg_mlx.training.data import IGNORED, read_fitting, read_samples
 
 ASKED = conversation("What is this?", "A cat.")
 
@@ -84,14 +83,14 @@ def test_all_is_read_in_order_with_images_at_their_messages_fronts(record, sampl
 
 
 def test_positions_are_those_of_the_models_input(samples, tiny):
-    from avg_mlx.training.forward import embed, load_crops
+    from avg_mlx.training.forward import load_crops, seen_sample
 
     model = tiny[0]
     for sample in samples.values():
         crops = load_crops(model, sample)
-        features = [model.encode(c) for c in crops]
+        seen = seen_sample(model, sample, [model.encode(c) for c in crops], crops)
         for granularity in model.config.granularities:
-            length = len(embed(model, sample, features, crops, granularity))
+            length = len(seen.embeddings(model, [granularity] * len(crops)))
             assert sample.positions(model.config, granularity) == length
 
 
@@ -231,7 +230,8 @@ def test_all_missing_image_files_are_listed(lines, read, tmp_path):
     with pytest.raises(InputError) as error:
         read(content)
     files = f"{tmp_path / 'gone/too.png'}, {tmp_path / 'lost.png'}"
-    assert str(error.value) == f"2 image files are missing: {files}; is --image-folder right?"
+    assert f"2 image files are missing: {files}; " in str(error.value)
+    assert "image_folder" in str(error.value)
 
 
 def test_an_image_name_too_long_for_a_file_is_missing(read):
@@ -252,8 +252,9 @@ GOOD = json.dumps({"conversations": ASKED})
     ],
 )
 def test_unreadable_json_is_told_with_its_line(content, line, read):
-    with pytest.raises(InputError, match=rf"data\.json, line {line}: not valid JSON \(.* at column \d+\)$"):
+    with pytest.raises(InputError, match=r"data\.json.* not valid JSON .* column \d+\)$") as error:
         read(content)
+    assert f"line {line}" in str(error.value)
 
 
 @pytest.mark.parametrize("content", ["[]", "", "\n \n"])
@@ -265,7 +266,7 @@ def test_an_empty_dataset(content, read):
 def test_a_file_that_is_not_text(tmp_path, tiny):
     file = tmp_path / "data.json"
     file.write_bytes(b"\xff\xfe[]")
-    with pytest.raises(InputError, match=r"cannot read .*data\.json"):
+    with pytest.raises(InputError, match=r"data\.json.*UTF-8"):
         read_samples(file, None, tiny[1], tiny[0].config)
 
 
@@ -334,17 +335,17 @@ def test_turns_out_of_order_or_without_an_answer(turns, read):
 @pytest.mark.parametrize(
     ("image", "question", "said"),
     [
-        (None, "<image>\nWhat?", "the prompt has 1 <image> but 0 images"),
-        ("wide.png", "<image>\n<image>\nWhat?", "the prompt has 2 <image> but 1 images"),
-        (["wide.png", "tall.png"], "<image>\nWhat?", "the prompt has 1 <image> but 2 images"),
-        ("wide.png", "<image>", "the prompt is empty"),
-        (None, " ", "the prompt is empty"),
+        (None, "<image>\nWhat?", ["1 <image>", "0 images"]),
+        ("wide.png", "<image>\n<image>\nWhat?", ["2 <image>", "1 images"]),
+        (["wide.png", "tall.png"], "<image>\nWhat?", ["1 <image>", "2 images"]),
+        ("wide.png", "<image>", ["empty"]),
+        (None, " ", ["empty"]),
     ],
 )
 def test_placeholders_without_images_and_images_without_placeholders(image, question, said, read):
     with pytest.raises(InputError) as error:
         read([{"id": "x", "image": image, "conversations": conversation(question, "A cat.")}])
-    assert f"sample 1 (x): {said}" in str(error.value)
+    assert all(part in str(error.value) for part in ["sample 1 (x): ", *said])
 
 
 def test_an_image_in_an_answer(read):

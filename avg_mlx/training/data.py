@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,10 @@ from ..errors import InputError
 from ..geometry import Pair
 from ..inputs.image_io import read_image_size
 from ..inputs.prompt import PLACEHOLDER, build_messages, encode_text, render
+from ..inputs.records import read_records
+from ..inputs.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 IGNORED = -100
 ROLES = {"human": "user", "gpt": "assistant"}
@@ -36,7 +41,7 @@ class Sample:
 
     @cached_property
     def key(self) -> str:
-        """A hash to recognize the sample by: what it says, and its images' names, sizes and lengths in bytes."""
+        """A hash of what the sample says, and of its images' names, sizes and lengths in bytes."""
         files = [(image.name, image.stat().st_size) for image in self.images]
         content = [self.id, self.ids, self.labels, files, self.image_sizes]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -47,75 +52,57 @@ class Sample:
         return len(self.ids) - len(self.images) + visual
 
 
-def read_samples(data: Path, image_folder: Path | None, tokenizer, config: Config) -> list[Sample]:
-    """All samples of a JSON list or a JSON Lines file of `{"id", "image", "conversations"}`.
+def read_fitting(
+    data: Path, image_folder: Path | None, tokenizer: Tokenizer, config: Config, max_seq_length: int | None
+) -> list[Sample]:
+    """Read the samples that fit into `max_seq_length` positions, or the model's context, and log how many do not."""
+    limit = min(max_seq_length or config.context_length, config.context_length)
+    samples = read_samples(data, image_folder, tokenizer, config)
+    fitting = [sample for sample in samples if sample.positions(config, config.finest) <= limit]
+    return _skipped(samples, fitting, f"they take more than {limit} positions")
+
+
+def routable(samples: Sequence[Sample]) -> list[Sample]:
+    """Pick the samples with exactly one image, and log how many have not.
+
+    By the reference's definition they are the only ones for which there is a granularity to choose.
+    """
+    return _skipped(samples, [sample for sample in samples if len(sample.images) == 1], "not exactly one image")
+
+
+def _skipped(samples: Sequence[Sample], left: list[Sample], why: str) -> list[Sample]:
+    if len(left) < len(samples):
+        logger.warning("%d of %d samples skipped: %s", len(samples) - len(left), len(samples), why)
+    return left
+
+
+def read_samples(data: Path, image_folder: Path | None, tokenizer: Tokenizer, config: Config) -> list[Sample]:
+    """Read all samples of a JSON list or a JSON Lines file of `{"id", "image", "conversations"}`.
 
     `image` may be absent, a name or a list of names, relative to `image_folder` (by default the file's own).
     Raises InputError that says which sample is wrong, and lists all image files that are missing.
     """
     folder = image_folder or data.parent
-    records = list(_read_records(data))
+    records = list(_conversations(data))
     if not records:
         raise InputError(f"{data} has no samples; expected a list of id, image and conversations")
-    named = [(f"{data}: sample {n} ({record.get('id', 'no id')})", record) for n, record in enumerate(records, 1)]
-    images = [[folder / name for name in _image_names(where, record)] for where, record in named]
+    images = [[folder / name for name in _image_names(where, record)] for where, record in records]
     # Unlike Path.is_file, os.path's is false of a name that is too long.
     missing = sorted({str(file) for files in images for file in files if not os.path.isfile(file)})
     if missing:
-        raise InputError(f"{len(missing)} image files are missing: {', '.join(missing)}; is --image-folder right?")
-    return [make_sample(where, record, files, tokenizer) for (where, record), files in zip(named, images, strict=True)]
+        raise InputError(f"{len(missing)} image files are missing: {', '.join(missing)}; is image_folder right?")
+    return [
+        make_sample(where, record, files, tokenizer) for (where, record), files in zip(records, images, strict=True)
+    ]
 
 
-def read_records(file: Path) -> Iterator[tuple[str, Any]]:
-    """(place, record) of a JSON list or a JSON Lines file; in the record's stead the InputError of a line without JSON.
-
-    Raises InputError for a file that cannot be read, or a list that is none.
-    """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {file} ({getattr(error, 'strerror', None) or error})") from error
-    if text.lstrip().startswith("["):
-        try:
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file}, line {error.lineno}: {_no_json(error)}") from error
-        yield from ((f"record {n}", record) for n, record in enumerate(records, 1))
-        return
-    for n, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"line {n}", json.loads(line)
-            except json.JSONDecodeError as error:
-                yield f"line {n}", InputError(_no_json(error))
-
-
-def _no_json(error: json.JSONDecodeError) -> str:
-    return f"not valid JSON ({error.msg} at column {error.colno})"
-
-
-def _read_records(data: Path) -> Iterator[dict[str, Any]]:
-    for n, (place, record) in enumerate(read_records(data), 1):
-        if isinstance(record, InputError):
-            raise InputError(f"{data}, {place}: {record}")
-        if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
-            raise InputError(f"{data}: sample {n} is not an object with a list of conversations")
-        yield record
-
-
-def _image_names(where: str, record: dict[str, Any]) -> list[str]:
-    names = record.get("image") or []
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{where}: image is {record['image']!r}, expected a file name or a list of them")
-    return names
-
-
-def make_sample(where: str, record: dict[str, Any], images: list[Path], tokenizer) -> Sample:
+def make_sample(where: str, record: dict[str, Any], images: list[Path], tokenizer: Tokenizer) -> Sample:
+    """Tokenize a record's conversation. Raises InputError, which calls the record `where`, if it cannot be learned."""
     messages = [_message(where, turn) for turn in record["conversations"]]
     roles = [message["role"] for message in messages]
     if len(roles) < 2 or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise InputError(f"{where}: its turns are {[t.get('from') for t in record['conversations']]}; {ALTERNATE}")
+        found = [turn["from"] for turn in record["conversations"]]
+        raise InputError(f"{where}: its turns are {found}; expected human and gpt in turn, human first and gpt last")
     try:
         messages = build_messages(messages, len(images))
     except InputError as error:
@@ -132,7 +119,22 @@ def make_sample(where: str, record: dict[str, Any], images: list[Path], tokenize
     return Sample(str(record.get("id", where)), tuple(ids), tuple(labels), tuple(images), sizes)
 
 
-ALTERNATE = "expected human and gpt in turn, human first and an answer at the end"
+def _conversations(data: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(what to call it in an error, record) of each sample in a file."""
+    for n, (place, record) in enumerate(read_records(data), 1):
+        if isinstance(record, InputError):
+            raise InputError(f"{data}, {place}: {record}")
+        if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
+            raise InputError(f"{data}: sample {n} is not an object with a list of conversations")
+        yield f"{data}: sample {n} ({record.get('id', 'no id')})", record
+
+
+def _image_names(where: str, record: dict[str, Any]) -> list[str]:
+    names = record.get("image") or []
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{where}: image is {record['image']!r}, expected a file name or a list of them")
+    return names
 
 
 def _message(where: str, turn: Any) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..errors import AvgMlxError
+from ..files import replacing
 from ..model.avg_llava import Model
 from ..weights.shards import load_arrays
 from .data import Sample
@@ -14,7 +15,7 @@ from .forward import load_crops
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Image features: of the samples seen so far, in files of a folder if there is one."""
+    """Image features of samples, kept in a folder if there is one."""
 
     model: Model
     folder: Path | None = None
@@ -27,11 +28,10 @@ class FeatureCache:
         features = self.model.encode(load_crops(self.model, sample)[0])
         mx.eval(features)
         if file:
-            partial = file.with_name(f".partial-{mx.distributed.init().rank()}-{file.name}")  # all processes validate
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                mx.save_safetensors(str(partial), {"features": features})
-                partial.replace(file)
+                with replacing(file, f"{mx.distributed.init().rank()}-") as partial:  # all processes validate
+                    mx.save_safetensors(str(partial), {"features": features})
             except (OSError, RuntimeError) as error:
-                raise AvgMlxError(f"cannot write {file} ({error}); make room, then go on with --resume") from error
+                raise AvgMlxError(f"cannot write {file} ({error}); make room, then resume with --resume") from error
         return features

@@ -1,17 +1,20 @@
 """RGLF's feedback: the frozen language model's loss for every sample and granularity, kept in a file."""
 
-import json
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import AvgMlxError, InputError
+from ..errors import InputError, Interrupted
+from ..journal import Journal
+from ..markdown import table
 from ..model.avg_llava import Model
 from ..model.inventory import fingerprint
+from ..progress import Progress, silent
 from .data import Sample
 from .features import FeatureCache
 from .forward import feedback_losses, instruction_embeddings, load_crops
@@ -38,81 +41,93 @@ class Feedback:
         return self.losses[int(np.argmax(self.router_logits))] - min(self.losses)
 
 
-def routable(samples: Sequence[Sample]) -> list[Sample]:
-    """Those with one image: the only ones with something to choose, by the reference's definition."""
-    return [sample for sample in samples if len(sample.images) == 1]
-
-
 def collect_feedback(
     model: Model,
     samples: Sequence[Sample],
     file: Path,
-    report: Callable[[int], None] = lambda done: None,
+    progress: Progress = silent,
     cache: FeatureCache | None = None,
+    to_resume: str = "the same command resumes from there",
 ) -> list[Feedback]:
-    """The feedback of `samples`; what `file` lacks is computed and written line by line, so that it can be resumed.
+    """Return the feedback of `samples`; what `file` lacks is computed and written line by line.
 
-    In a group of processes (mlx.launch) each computes its share and the first one writes. `report` gets the number
-    of samples done; `cache` keeps their features. Raises InputError if the file is another model's or other data's.
+    In a group of processes (mlx.launch) each computes its share, and the first one writes. `cache` keeps features.
+    Raises InputError if the file is another model's or other data's, or if another process is writing it. Ctrl-C and
+    SIGTERM raise Interrupted, which says `to_resume`.
     """
     cache = cache or FeatureCache(model)
-    group = mx.distributed.init()
-    first = group.rank() == 0
     model.eval()
     author = fingerprint(model)
-    known = read_feedback(file, author) if first and file.exists() else {}
-    strangers = known.keys() - {sample.key for sample in samples}
-    if strangers:
-        example = known[min(strangers)].id
-        raise InputError(
-            f"{file} holds feedback of {len(strangers)} samples that are not in this data or have changed since "
-            f"(such as {example!r}); give the data it was made of, or another file"
-        )
-    if first:
-        _rewrite(file, known.values())
-
-    levels = len(model.config.granularities)
-    numbers = np.zeros((len(samples), 1 + 2 * levels), np.float32)  # whether known; losses; router logits
-    for i, sample in enumerate(samples):
-        if (row := known.get(sample.key)) is not None:
-            numbers[i] = [1, *row.losses, *(row.router_logits or [0] * levels)]
-    numbers = np.array(mx.distributed.all_sum(mx.array(numbers), group=group))  # only the first process can read
-
-    todo = np.flatnonzero(numbers[:, 0] == 0)
-    report(len(samples) - len(todo))
-    for start in range(0, len(todo), group.size()):
-        round_ = todo[start : start + group.size()]
-        mine = _measure(cache, samples[round_[group.rank()]]) if group.rank() < len(round_) else numbers[0]
-        gathered = np.array(mx.distributed.all_gather(mx.array(mine)[None], group=group))
-        numbers[round_] = gathered[: len(round_)]
-        if first:
-            _append(file, [_row(model, samples[i], numbers[i], author) for i in round_])
-        report(len(samples) - len(todo) + start + len(round_))
+    group = mx.distributed.init()
+    with contextlib.ExitStack() as stack:
+        journal = stack.enter_context(Journal(file)) if group.rank() == 0 else None
+        numbers = _known_numbers(model, samples, known_feedback(journal, author, samples) if journal else {})
+        todo = np.flatnonzero(numbers[:, 0] == 0)
+        done = len(samples) - len(todo)
+        try:
+            progress(done, len(samples))
+            for measured, rows in _rounds(cache, samples, todo, group):
+                numbers[measured] = rows
+                if journal:
+                    journal.append(*(asdict(_row(model, samples[i], numbers[i], author)) for i in measured))
+                done += len(measured)
+                progress(done, len(samples))
+        except KeyboardInterrupt as stop:
+            told = f"interrupted; feedback on {done} of {len(samples)} samples is in {file}, and {to_resume}"
+            raise Interrupted(told) from stop
     return [_row(model, sample, row, author) for sample, row in zip(samples, numbers, strict=True)]
 
 
-def read_feedback(file: Path, author: str) -> dict[str, Feedback]:
-    """{sample's hash: feedback} of the model with fingerprint `author`; a last line that was cut off is left out.
+def known_feedback(journal: Journal, author: str, samples: Sequence[Sample]) -> dict[str, Feedback]:
+    """{sample's hash: feedback} that a file holds already.
 
-    Raises InputError for anything else that is not feedback, or is another model's.
+    Raises InputError for rows that are not feedback, or not of the model with fingerprint `author` and of `samples`.
     """
     rows = {}
-    for n, line in enumerate(file.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
+    for n, keys in enumerate(journal.rows, 1):
         try:
-            row = Feedback(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{file}, line {n}: not feedback ({error}); choose another file") from error
+            row = Feedback(**keys)
+        except TypeError as error:
+            raise InputError(f"{journal.file}, line {n}: not feedback ({error}); choose another file") from error
         if row.model != author:
             raise InputError(
-                f"{file} is the feedback of another model ({row.model}, this one is {author}); choose another file"
+                f"{journal.file} is the feedback of another model ({row.model}, this one is {author}); "
+                "choose another file"
             )
         rows[row.sample] = row
+    strangers = rows.keys() - {sample.key for sample in samples}
+    if strangers:
+        raise InputError(
+            f"{journal.file} holds feedback of {len(strangers)} samples that are not in this data or have changed "
+            f"since (such as {rows[min(strangers)].id!r}); give the data it was made of, or another file"
+        )
     return rows
 
 
+def _known_numbers(model: Model, samples: Sequence[Sample], known: Mapping[str, Feedback]) -> np.ndarray:
+    """(samples, 1 + 2 · granularities): whether known; losses; router logits. Only the first process can read."""
+    levels = len(model.config.granularities)
+    numbers = np.zeros((len(samples), 1 + 2 * levels), np.float32)
+    for i, sample in enumerate(samples):
+        if (row := known.get(sample.key)) is not None:
+            numbers[i] = [1, *row.losses, *(row.router_logits or [0] * levels)]
+    return np.array(mx.distributed.all_sum(mx.array(numbers)))
+
+
+def _rounds(
+    cache: FeatureCache, samples: Sequence[Sample], todo: np.ndarray, group: mx.distributed.Group
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Measure as many samples at a time as there are processes: (their numbers among all samples, their rows)."""
+    for start in range(0, len(todo), group.size()):
+        measured = todo[start : start + group.size()]
+        idle = np.zeros(1 + 2 * len(cache.model.config.granularities), np.float32)
+        mine = _measure(cache, samples[measured[group.rank()]]) if group.rank() < len(measured) else idle
+        gathered = np.array(mx.distributed.all_gather(mx.array(mine)[None], group=group))
+        yield measured, gathered[: len(measured)]
+
+
 def _measure(cache: FeatureCache, sample: Sample) -> np.ndarray:
+    """A sample's row of numbers."""
     model, features = cache.model, cache.features(sample)
     losses = feedback_losses(model, sample, [features], load_crops(model, sample))
     if model.config.has_router:
@@ -137,36 +152,18 @@ def _row(model: Model, sample: Sample, numbers: np.ndarray, author: str) -> Feed
     )
 
 
-def _append(file: Path, rows: Iterable[Feedback]) -> None:
-    try:
-        with file.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
-    except OSError as error:
-        raise AvgMlxError(
-            f"cannot write {file} ({error.strerror}); make room, then run it again: it goes on"
-        ) from error
-
-
-def _rewrite(file: Path, rows: Iterable[Feedback]) -> None:
-    """The whole file again, without a line that was cut off."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".partial-{file.name}")
-    partial.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(file)
-
-
 def summarize(rows: Sequence[Feedback]) -> str:
-    """How often each granularity wins, how often the router agrees, and what its choices give away."""
+    """A table of how often each granularity wins, then how often the router agrees and what its choices give away."""
     wins = Counter(row.best for row in rows)
-    granularities = rows[0].granularities
     means = np.mean([row.losses for row in rows], axis=0)
-    lines = [f"{'granularity':>11} {'wins':>7} {'mean loss':>10}"]
-    lines += [f"{g:11} {wins[g] / len(rows):7.1%} {mean:10.4f}" for g, mean in zip(granularities, means, strict=True)]
-    lines.append(f"{'best':>11} {'':7} {np.mean([min(row.losses) for row in rows]):10.4f}  each sample at its own")
+    cells = [
+        (str(granularity), f"{wins[granularity] / len(rows):.1%}", f"{mean:.4f}")
+        for granularity, mean in zip(rows[0].granularities, means, strict=True)
+    ]
+    cells.append(("each sample's best", "", f"{np.mean([min(row.losses) for row in rows]):.4f}"))
+    told = table(("granularity", "wins", "mean loss"), cells)
     regrets = [row.regret for row in rows if row.regret is not None]
     if regrets:
         agree = np.mean([regret == 0 for regret in regrets])
-        lines.append(
-            f"The router picks the best granularity {agree:.1%} of the time; mean regret {np.mean(regrets):.4f}"
-        )
-    return "\n".join(lines)
+        told += f"\n\nThe router picks the best granularity {agree:.1%} of the time; mean regret {np.mean(regrets):.4f}"
+    return told

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,10 +27,13 @@ class Trainable:
 
 
 def prepare(model: Model, config: AdapterConfig, trainable: Trainable, grad_checkpoint: bool) -> None:
-    """Freeze `model` but for what is to be trained, adding LoRA layers first. Fresh ones follow MLX's random state."""
+    """Freeze `model` except for what is to be trained. New LoRA layers follow MLX's random state.
+
+    Raises InputError if nothing would be trained, or what cannot be.
+    """
     layers = model.language_model.layers
     if config.num_layers > len(layers):
-        raise InputError(f"--num-layers is {config.num_layers}, but the language model has {len(layers)}")
+        raise InputError(f"num_layers is {config.num_layers}, but the language model has {len(layers)}; choose fewer")
     model.freeze()
     if config.fine_tune_type == "full" and config.num_layers == -1:
         _unfreeze(model.language_model)
@@ -45,7 +49,7 @@ def prepare(model: Model, config: AdapterConfig, trainable: Trainable, grad_chec
     if trainable.vision:
         _unfreeze(model.vision_tower)
     if not trained_tensors(model):
-        raise InputError("nothing would be trained; give more --num-layers, or --train-projector and the like")
+        raise InputError("nothing would be trained; raise num_layers, or add train_projector and the like")
     model.train()
     if grad_checkpoint:
         _checkpoint_gradients(layers[0])
@@ -53,12 +57,12 @@ def prepare(model: Model, config: AdapterConfig, trainable: Trainable, grad_chec
 
 def _unfreeze(module: nn.Module) -> None:
     if any(hasattr(part, "scales") for part in module.modules()):
-        raise InputError("quantized weights cannot be trained themselves; use --fine-tune-type lora, or dequantize")
+        raise InputError("quantized weights cannot be trained themselves; set fine_tune_type to lora, or dequantize")
     module.unfreeze()
 
 
-def _checkpoint_gradients(layer) -> None:
-    """mlx-lm's, which patches the layer's class and must do so once."""
+def _checkpoint_gradients(layer: nn.Module) -> None:
+    """Recompute activations as mlx-lm does: it patches the layer's class, and must do so only once."""
     from mlx_lm.tuner.trainer import grad_checkpoint
 
     if type(layer).__call__.__name__ != "checkpointed_fn":
@@ -67,7 +71,7 @@ def _checkpoint_gradients(layer) -> None:
 
 @dataclass
 class InstructTask:
-    """Learning to answer at all granularities, or at `granularities_per_step` of them drawn anew each step."""
+    """Learn to answer at all granularities, or at `granularities_per_step` of them, drawn anew each step."""
 
     model: Model
     samples: Sequence[Sample]
@@ -78,7 +82,7 @@ class InstructTask:
     seed: int = 0
 
     def micro_losses(self, samples: Sequence[int], batch: Sequence[int], step: int) -> Iterable[MicroLoss]:
-        """One for each micro-batch and granularity; text-only samples pass once."""
+        """A loss for each micro-batch and granularity; samples without images pass only once."""
         granularities = self.model.config.granularities
         if self.granularities_per_step is not None:
             rng = np.random.default_rng([self.seed, step])
@@ -99,7 +103,7 @@ class InstructTask:
         return total if self.held_out else None
 
     def _vision_stages(self) -> tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]:
-        """The way from pixels to features in two: what is frozen, and what gradients must pass."""
+        """The way from pixels to features in two parts: the frozen one, and the one that gradients must pass."""
         tower, projector = self.model.vision_tower, self.model.projector
         if self.trainable.vision:
             return lambda pixels: pixels, lambda pixels: projector(tower(pixels))
@@ -112,7 +116,7 @@ class InstructTask:
         text_only = [sample for sample in samples if not sample.images]
         seen = [sample for sample in samples if sample.images]
         if text_only:
-            nothing: list[list] = [[] for _ in text_only]
+            nothing: list[list[Any]] = [[] for _ in text_only]
             yield lambda: answer_losses(model, text_only, nothing, nothing, granularities[0]).sum() / tokens
         if not seen:
             return
@@ -134,7 +138,7 @@ class InstructTask:
 
 
 def _deal_out(features: mx.array, crops: Sequence[Sequence[Crops]]) -> list[list[mx.array]]:
-    """The features of all crops, which passed in one batch → those of each image of each sample."""
+    """Deal the features of all crops, which passed in one batch, to each image of each sample."""
     ends = np.cumsum([len(c) for images in crops for c in images])[:-1]
     parts = iter(mx.split(features, ends.tolist()))
     return [[next(parts) for _ in images] for images in crops]

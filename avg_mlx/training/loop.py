@@ -1,10 +1,11 @@
 """The training loop: gradients summed over micro-batches and processes, clipped, applied, logged, saved."""
 
+import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,12 +13,18 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map
 
-from ..errors import AvgMlxError
+from ..errors import AvgMlxError, Interrupted
+from ..journal import Row
 from ..model.avg_llava import Model
+from .interrupts import deferred_interrupts
+from .optimizer import LoopSettings, make_optimizer, make_schedule
 from .plan import Plan
 from .run import Run
 
+logger = logging.getLogger(__name__)
+
 MicroLoss = Callable[[], mx.array]
+Gradients = Any  # a tree of arrays, as MLX has it
 
 
 class Task(Protocol):
@@ -30,57 +37,18 @@ class Task(Protocol):
         """The mean loss on samples that are held out; None if there are none."""
 
 
-@dataclass(frozen=True)
-class LoopSettings:
-    """How to optimize; counts are optimizer steps."""
-
-    steps: int
-    learning_rate: float
-    warmup: float = 0.03  # fraction of the steps
-    schedule: str = "cosine"  # or "constant"
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
-    vision_learning_rate: float | None = None
-    steps_per_eval: int = 200
-    save_every: int = 100
-    seed: int = 0
-
-
-def make_optimizer(settings: LoopSettings) -> optim.Optimizer:
-    """PyTorch's AdamW with warm-up; the vision tower may have a learning rate of its own."""
-
-    def adamw(peak: float) -> optim.Optimizer:
-        return optim.AdamW(_schedule(settings, peak), weight_decay=settings.weight_decay, bias_correction=True)
-
-    if settings.vision_learning_rate is None:
-        return adamw(settings.learning_rate)
-    optimizers = [adamw(settings.vision_learning_rate), adamw(settings.learning_rate)]
-    return optim.MultiOptimizer(optimizers, [lambda name, _: name.startswith("vision_tower.")])
-
-
-def _schedule(settings: LoopSettings, peak: float) -> Callable[[mx.array], mx.array]:
-    """Linear warm-up from one share of the peak, then a cosine to zero or a constant."""
-    warmup = math.ceil(settings.warmup * settings.steps)
-
-    def rate(step: mx.array) -> mx.array:
-        rising = (step + 1) / max(warmup, 1)
-        if settings.schedule == "constant":
-            return peak * mx.minimum(rising, 1.0)
-        falling = 0.5 * (1 + mx.cos(math.pi * (step - warmup) / max(settings.steps - warmup, 1)))
-        return peak * mx.where(step < warmup, rising, falling)
-
-    return rate
-
-
-def step_gradients(model: Model, micro_losses: Iterable[MicroLoss], group: mx.distributed.Group):
+def step_gradients(
+    model: Model, micro_losses: Iterable[MicroLoss], group: mx.distributed.Group
+) -> tuple[mx.array, Gradients]:
     """(loss, gradients) of a whole step: its micro-batches' and all processes' shares, summed."""
     loss, gradients = mx.array(0.0), tree_map(mx.zeros_like, model.trainable_parameters())
     for micro_loss in micro_losses:
         value, gradient = nn.value_and_grad(model, micro_loss)()
         loss, gradients = loss + value, tree_map(mx.add, gradients, gradient)
         mx.eval(loss, gradients)
-    if group.size() > 1:
-        loss, gradients = tree_map(mx.distributed.all_sum, (loss, gradients))
+    if group.size() > 1:  # shares are summed, not averaged; with 2ⁿ processes this is exact
+        loss = mx.distributed.all_sum(loss, group=group)
+        gradients = tree_map(lambda mean: mean * group.size(), nn.average_gradients(gradients, group))
     return loss, gradients
 
 
@@ -90,55 +58,119 @@ def train(
     plan: Plan,
     settings: LoopSettings,
     run: Run,
-    report: Callable[[dict], None] = lambda record: None,
+    report: Callable[[Row], None] = lambda record: None,
 ) -> None:
-    """Train what is not frozen in `model`, going on from the run's last checkpoint.
+    """Train what is not frozen in `model`, from the last checkpoint of `run`, which is open.
 
     In a group of processes (mlx.launch) each takes its share of every step, and the first one writes. `report` gets
-    what is logged. Raises AvgMlxError when the loss is no longer finite; the last checkpoint is kept.
+    what is logged. Raises AvgMlxError when the loss is no longer finite; the last checkpoint is kept. Ctrl-C and
+    SIGTERM save the last complete step, and Interrupted is raised.
     """
     from mlx_lm.utils import maybe_set_recommended_wired_limit
 
     maybe_set_recommended_wired_limit()  # on a Mac: keep weights from being paged out
-    group = mx.distributed.init()
-    optimizer = make_optimizer(settings)
-    optimizer.init(model.trainable_parameters())
-    done = run.restore(model, optimizer)
-    if group.rank() == 0:
-        run.cut_log(done)
-    for step in range(done + 1, settings.steps + 1):
-        start = time.perf_counter()
-        batch = plan.batch(step - 1)
-        _seed(settings.seed, step, group.rank())
-        micro_losses = task.micro_losses(batch[group.rank() :: group.size()], batch, step)
-        loss, gradients = step_gradients(model, micro_losses, group)
-        gradients, norm = optim.clip_grad_norm(gradients, settings.grad_clip)
-        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+    loop = _Loop(model, task, plan, settings, run)
+    loop.restore()
+    try:
+        while loop.step < settings.steps or loop.record is not None:
+            if loop.record is None:
+                loop.take_step()
+            report(loop.finish_step())
+    except KeyboardInterrupt as stop:
+        raise loop.interrupted() from stop
+    mx.eval(mx.distributed.all_sum(mx.array(0), group=loop.group))  # nobody goes on before all is saved
+
+
+class _Loop:
+    """A run on its way. Between any two of its methods it can be saved."""
+
+    def __init__(self, model: Model, task: Task, plan: Plan, settings: LoopSettings, run: Run):
+        self.model, self.task, self.plan, self.settings, self.run = model, task, plan, settings, run
+        self.group = mx.distributed.init()
+        self.optimizer = make_optimizer(settings)
+        self.optimizer.init(model.trainable_parameters())
+        self.rate = make_schedule(settings, settings.learning_rate)
+        self.step = 0  # how many steps the weights have made
+        self.record: Row | None = None  # of the last one, until it is logged
+
+    def restore(self) -> None:
+        """Begin where the run was left."""
+        if self.group.rank() == 0 and not self.run.writes:
+            raise AvgMlxError("the run is not open; train inside of `with run.open(resume):`")
+        logged = len(self.run.log)
+        self.step, self.record = self.run.restore(self.model, self.optimizer)
+        lost = logged - len(self.run.log)
+        if self.run.writes and (self.step or lost):
+            again = f"; {lost} later ones were logged but not saved, and are taken again" if lost else ""
+            logger.info("resumed at step %d of %d%s", self.step, self.settings.steps, again)
+
+    def take_step(self) -> None:
+        """Change the weights by one step; if it is interrupted before it changes them, they are as they were."""
+        start, step, batch = time.perf_counter(), self.step + 1, self.plan.batch(self.step)
+        loss, gradients = self._gradients(step, batch)
+        with deferred_interrupts():
+            self.optimizer.update(self.model, gradients)
+            mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+            del gradients
+            mx.clear_cache()  # inputs of many lengths would each leave their buffers behind
+            self.record = {
+                "step": step,
+                "loss": loss,
+                "learning_rate": self.rate(mx.array(self.step)).item(),
+                "samples_per_second": len(batch) / (time.perf_counter() - start),
+                "peak_memory_gb": mx.get_peak_memory() / 1e9,
+            }
+            self.step = step
+
+    def finish_step(self) -> Row:
+        """Validate where that is due, log the step, and save where that is due."""
+        assert self.record is not None
+        record, last = self.record, self.step == self.settings.steps
+        if self.step % self.settings.steps_per_eval == 0 or last:
+            self._seed()  # as in a run that is resumed here
+            if (validation := _validate(self.model, self.task)) is not None:
+                record["validation_loss"] = validation
+        with deferred_interrupts():
+            self.run.add(record)
+            self.record = None
+            if self.step % self.settings.save_every == 0 or last:
+                self.run.save(self.step, self.model, self.optimizer)
+        return record
+
+    def interrupted(self) -> Interrupted:
+        """Save, and tell how to resume."""
+        with contextlib.suppress(KeyboardInterrupt), deferred_interrupts():  # Ctrl-C pressed again must not tear it
+            self.run.save(self.step, self.model, self.optimizer, interrupted=True, pending=self.record)
+        steps = self.settings.steps
+        if self.step == 0:
+            return Interrupted(f"interrupted before step 1 of {steps} was complete; --resume begins there")
+        return Interrupted(f"interrupted at step {self.step} of {steps}; --resume goes on from there")
+
+    def _gradients(self, step: int, batch: Sequence[int]) -> tuple[float, Gradients]:
+        """(loss, clipped gradients) of a step; the model is left as it was, also by an interrupt."""
+        before = self.model.trainable_parameters()
+        self._seed()
+        rank, processes = self.group.rank(), self.group.size()
+        try:
+            micro_losses = self.task.micro_losses(batch[rank::processes], batch, step)
+            loss, gradients = step_gradients(self.model, micro_losses, self.group)
+            gradients, norm = optim.clip_grad_norm(gradients, self.settings.grad_clip)
+            total, size = cast(float, loss.item()), cast(float, norm.item())
+        except BaseException:
+            with deferred_interrupts():
+                self.model.update(before)  # MLX puts tracers into the model while it differentiates
+            raise
+        if not math.isfinite(total) or not math.isfinite(size):
             raise AvgMlxError(
-                f"loss {loss.item()} and gradient {norm.item()} are not finite at step {step}; the last checkpoint "
-                f"is kept in {run.folder}. Lower --learning-rate and train into another folder"
+                f"loss {total} and gradient {size} are not finite at step {step}; the last checkpoint is kept "
+                f"in {self.run.folder}. Lower learning_rate, and train into another folder"
             )
-        rate = _schedule(settings, settings.learning_rate)(mx.array(step - 1)).item()
-        optimizer.update(model, gradients)
-        mx.eval(model.trainable_parameters(), optimizer.state)
-        del gradients
-        mx.clear_cache()  # inputs of many lengths would each leave their buffers behind
-        record = {
-            "step": step,
-            "loss": loss.item(),
-            "learning_rate": rate,
-            "samples_per_second": len(batch) / (time.perf_counter() - start),
-            "peak_memory_gb": mx.get_peak_memory() / 1e9,
-        }
-        last = step == settings.steps
-        if (step % settings.steps_per_eval == 0 or last) and (validation := _validate(model, task)) is not None:
-            record["validation_loss"] = validation
-        if group.rank() == 0:
-            run.log(record)
-            if step % settings.save_every == 0 or last:
-                run.save(step, model, optimizer)
-        report(record)
-    mx.eval(mx.distributed.all_sum(mx.array(0), group=group))  # nobody goes on before all is saved
+        return total, gradients
+
+    def _seed(self) -> None:
+        """Make random state a function of seed, step and process, so that it need not be saved to resume."""
+        numbers = self.settings.seed, self.step + 1, self.group.rank()
+        mx.random.seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
 def _validate(model: Model, task: Task) -> float | None:
@@ -149,8 +181,3 @@ def _validate(model: Model, task: Task) -> float | None:
     finally:
         for module in training:
             module.train()
-
-
-def _seed(*numbers: int) -> None:
-    """Random state is a function of seed, step and process, so that it need not be saved to resume."""
-    mx.random.seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))

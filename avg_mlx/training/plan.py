@@ -1,4 +1,4 @@
-"""Which samples make which step: shuffled, of similar lengths, and the same again after a restart."""
+"""The samples of each step: shuffled, of similar lengths, and the same again after a restart."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ WINDOW = 32  # batches within which samples are sorted by length
 
 
 class Plan:
-    """The samples of every step. Depends on nothing but its arguments.
+    """The samples of every step, which depend on nothing but the arguments.
 
     lengths: one for each sample; batch_size: samples of a step, over all processes and accumulated.
     """
@@ -23,7 +23,7 @@ class Plan:
         self._epoch = functools.lru_cache(maxsize=1)(self._make_epoch)
 
     def batch(self, step: int) -> list[int]:
-        """Numbers of the samples of `step`, counted from 0 over all epochs."""
+        """The numbers of a step's samples; steps are counted from 0 over all epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
         return self._epoch(epoch)[index].tolist()
 
@@ -40,7 +40,7 @@ class Plan:
 
 
 def split(samples: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """(training, validation) numbers of samples: `fraction` of them validate, one at least if it is not 0."""
+    """Divide the numbers of samples: (to learn, to validate on). At least one validates unless `fraction` is 0."""
     order = np.random.default_rng(seed).permutation(samples)
     held_out = min(max(1, round(samples * fraction)), samples - 1) if fraction else 0
     return sorted(order[held_out:].tolist()), sorted(order[:held_out].tolist())

@@ -20,7 +20,7 @@ from .losses import rglf_loss
 
 
 def initialize(router: Router) -> None:
-    """A fresh router as the authors begin: Kaiming-normal scorer, normal voter, PyTorch's defaults elsewhere."""
+    """Draw a router's weights as the authors do: Kaiming-normal scorer, normal voter, PyTorch's defaults elsewhere."""
     for layer in (router.scorer.linear1, router.scorer.linear2):
         layer.weight = nn.init.he_normal()(layer.weight, "fan_in", math.sqrt(2))
     router.voter = mx.random.normal(router.voter.shape)
@@ -34,7 +34,7 @@ def initialize(router: Router) -> None:
 
 
 def prepare(model: Model, fresh: bool) -> None:
-    """Freeze all but the router, in float32; a fresh one is made if asked for or if there is none yet."""
+    """Freeze all but the router, which trains in float32. A new one is made if wanted, or if there is none."""
     from mlx_lm.utils import dequantize_model
 
     if fresh or not model.config.has_router:
@@ -50,7 +50,7 @@ def prepare(model: Model, fresh: bool) -> None:
 
 @dataclass
 class RouterTask:
-    """Ranking granularities by feedback that was computed beforehand; the language model is not run."""
+    """Learn to rank granularities by feedback that was computed beforehand. The language model is not run."""
 
     model: Model
     samples: Sequence[Sample]
@@ -62,15 +62,17 @@ class RouterTask:
     rank_weight: float
     choice_weight: float
     cache: FeatureCache
-    token_cost: float = 0.0  # what looking at all of the finest granularity's tokens adds to a loss
+    token_cost: float = 0.0  # what all of the finest granularity's visual tokens add to a loss
 
     def micro_losses(self, samples: Sequence[int], batch: Sequence[int], step: int) -> Iterable[MicroLoss]:
+        """A loss for each micro-batch."""
         for start in range(0, len(samples), self.micro_batch):
             chosen = samples[start : start + self.micro_batch]
             rows = [self.feedback[i] for i in chosen]
             yield self._loss([self.samples[i] for i in chosen], rows, len(batch))
 
     def validate(self) -> float | None:
+        """The mean loss of the held-out samples."""
         total = 0.0
         for start in range(0, len(self.held_out), self.micro_batch):
             part = slice(start, start + self.micro_batch)
@@ -89,7 +91,7 @@ class RouterTask:
         return loss
 
     def _shares(self, samples: Sequence[Sample]) -> np.ndarray:
-        """Visual tokens of each sample at each granularity, as shares of the most: (samples, granularities)."""
+        """Each sample's visual tokens at each granularity, as shares of its most: (samples, granularities)."""
         config = self.model.config
         counts = [[config.visual_tokens(g, sample.image_sizes[0]) for g in config.granularities] for sample in samples]
         return np.array(counts, np.float32) / np.max(counts, axis=1, keepdims=True)

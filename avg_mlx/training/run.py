@@ -1,51 +1,101 @@
 """A training run's folder: adapters, checkpoints to resume from, and the log."""
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..errors import AvgMlxError, InputError
+from ..errors import AvgMlxError, InputError, Interrupted
 from ..files import read_json, write_json
+from ..journal import SETTINGS, Journal, Row
 from ..model.avg_llava import Model
 from ..weights.adapters import AdapterConfig, save_adapters, trained_tensors
+from .interrupts import deferred_interrupts
 
 KEPT = 2  # checkpoints: the last, and one before it
+KINDS = ("checkpoint", "interrupted")
+PENDING = "record.json"
+NOT_BEGUN = "interrupted before any step was taken; --resume begins there"
 
 
 @dataclass
 class Run:
-    """One run's folder. What is written appears whole or not at all; resuming needs the same `settings`."""
+    """One run's folder. What is written appears whole or not at all; resuming needs the same `settings`.
+
+    Checkpoints of two kinds lie there: `checkpoint-N` every so many steps, and `interrupted-N`, which the next
+    checkpoint replaces, so that a run which was interrupted leaves the same files as one which was not.
+    """
 
     folder: Path
     settings: Mapping[str, Any]
     adapter_config: AdapterConfig
     inherited: Mapping[str, mx.array] = field(default_factory=dict)  # adapters below what is trained, saved along
+    _journal: Journal | None = field(default=None, init=False)
 
-    def open(self, resume: bool) -> None:
-        """Begin in a new folder, or go on in this run's."""
-        file = self.folder / "run.json"
-        if not file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / ".partial-run.json", self.settings)
-            (self.folder / ".partial-run.json").replace(file)
+    def open(self, resume: bool) -> "Run":
+        """Begin in a new folder or resume the run in this one, and keep other processes from it until it is closed.
+
+        In a group of processes the first one alone opens and writes. Raises InputError if the folder cannot be used.
+        """
+        if mx.distributed.init().rank() == 0:
+            if (self.folder / SETTINGS).exists() and not resume:
+                raise InputError(
+                    f"{self.folder} holds a run already; resume it with --resume, or choose another folder"
+                )
+            try:
+                with deferred_interrupts():
+                    self._journal = Journal(self.folder / "log.jsonl", self.settings)
+            except KeyboardInterrupt as stop:
+                raise Interrupted(NOT_BEGUN) from stop
+        return self
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._journal is not None:
+            self._journal.close()
+        if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
+            raise Interrupted(NOT_BEGUN) from error
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self._journal is not None
+
+    @property
+    def log(self) -> list[Row]:
+        """The record of every step so far, in the process that writes."""
+        return [] if self._journal is None else self._journal.rows
+
+    def add(self, record: Row) -> None:
+        """Log a step."""
+        if self._journal is not None:
+            self._journal.append(record)
+
+    def save(
+        self,
+        step: int,
+        model: Model,
+        optimizer: optim.Optimizer,
+        *,
+        interrupted: bool = False,
+        pending: Row | None = None,
+    ) -> None:
+        """Write the adapters, and a checkpoint after `step` steps from which training is resumed bit for bit.
+
+        pending: the step's record, if it is not logged yet.
+        """
+        if not self.writes or (interrupted and step in (0, *map(_step_of, self._checkpoints()))):
             return
-        if not resume:
-            raise InputError(f"{self.folder} holds a run already; go on with --resume, or choose another folder")
-        before, now = read_json(file), json.loads(json.dumps(self.settings))
-        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-        if changed:
-            told = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
-            raise InputError(f"{self.folder} cannot be resumed: {told}. Set it back, or choose another folder")
-
-    def save(self, step: int, model: Model, optimizer: optim.Optimizer) -> None:
-        """Write the adapters, and a checkpoint after `step` steps from which training goes on bit for bit."""
         partial = self.folder / ".partial-checkpoint"
         tensors = trained_tensors(model)
         try:
@@ -53,51 +103,42 @@ class Run:
             partial.mkdir()
             mx.save_safetensors(str(partial / "model.safetensors"), tensors)
             mx.save_safetensors(str(partial / "optimizer.safetensors"), _flat(optimizer.state))
+            if pending is not None:
+                write_json(partial / PENDING, pending)
             save_adapters(self.folder, self.adapter_config, {**self.inherited, **tensors})
-            partial.rename(self.folder / f"checkpoint-{step:07d}")
+            partial.rename(self.folder / f"{KINDS[interrupted]}-{step:07d}")
         except (OSError, RuntimeError) as error:
             raise AvgMlxError(
-                f"cannot save step {step} into {self.folder} ({error}); make room, then go on with --resume"
+                f"cannot save step {step} into {self.folder} ({error}); make room, then resume with --resume"
             ) from error
-        for old in self._checkpoints()[:-KEPT]:
-            shutil.rmtree(old.rename(partial))  # one that is half removed is no checkpoint
+        regular, passing = (self._checkpoints(kind) for kind in KINDS)
+        for old in [*regular[:-KEPT], *passing[: -1 if interrupted else None]]:
+            shutil.rmtree(old.rename(partial))  # one that is half removed must not look like a checkpoint
 
-    def restore(self, model: Model, optimizer: optim.Optimizer) -> int:
-        """Load the last checkpoint, if there is one; returns how many steps it has made."""
-        checkpoints = self._checkpoints()
-        if not checkpoints:
-            return 0
-        last = checkpoints[-1]
-        model.load_weights(str(last / "model.safetensors"), strict=False)
-        optimizer.state = tree_unflatten(list(_load(last / "optimizer.safetensors").items()))
-        return int(last.name.rpartition("-")[2])
+    def restore(self, model: Model, optimizer: optim.Optimizer) -> tuple[int, Row | None]:
+        """Load the last checkpoint, if there is one, and drop from the log what came after it.
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Append a line to log.jsonl."""
-        try:
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise AvgMlxError(
-                f"cannot write the log in {self.folder} ({error.strerror}); make room and --resume"
-            ) from error
+        Returns how many steps it has made, and the record of the last of them if that is not logged yet.
+        """
+        checkpoints, step, pending = self._checkpoints(), 0, None
+        if checkpoints:
+            last = checkpoints[-1]
+            model.load_weights(str(last / "model.safetensors"), strict=False)
+            optimizer.state = tree_unflatten(list(_load(last / "optimizer.safetensors").items()))
+            step = _step_of(last)
+            pending = read_json(last / PENDING) if (last / PENDING).exists() else None
+        if self._journal is not None:
+            logged = step - (pending is not None)
+            self._journal.keep(lambda record: record["step"] <= logged)
+        return step, pending
 
-    def read_log(self) -> Iterator[dict[str, Any]]:
-        """The log's lines; one that was cut off is left out."""
-        file = self.folder / "log.jsonl"
-        for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    def _checkpoints(self, *kinds: str) -> list[Path]:
+        """Those of some kinds, or of all, in the order of their steps."""
+        return sorted((file for kind in kinds or KINDS for file in self.folder.glob(f"{kind}-*")), key=_step_of)
 
-    def cut_log(self, step: int) -> None:
-        """Drop what was logged after `step`: it comes again."""
-        kept = [json.dumps(record) + "\n" for record in self.read_log() if record["step"] <= step]
-        partial = self.folder / ".partial-log.jsonl"
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(self.folder / "log.jsonl")
 
-    def _checkpoints(self) -> list[Path]:
-        return sorted(self.folder.glob("checkpoint-*"))
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _flat(tree: Any) -> dict[str, mx.array]:
