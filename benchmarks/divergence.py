@@ -1,9 +1,9 @@
-"""How far half-precision and quantized models are from the reference, on the golden cases, as two Markdown tables.
+"""How far half-precision and quantized models are from the reference on the golden cases: two Markdown tables.
 
     python benchmarks/divergence.py
 
-The first compares with the reference's numbers. The second, to see more router decisions than six, asks every
-golden question about every golden image and compares with the float32 model. Takes minutes on a CPU.
+The first table compares with the reference's numbers. The second one has more router decisions than six: it asks every
+golden question about every golden image, and compares with the float32 model. This takes minutes on a CPU.
 """
 
 import json
@@ -20,6 +20,8 @@ import numpy as np
 from avg_mlx import Quantization, convert, generate, load
 from avg_mlx.inputs.image import make_crops
 from avg_mlx.inputs.image_io import read_image
+from avg_mlx.inputs.tokenizer import Tokenizer
+from avg_mlx.markdown import table
 from avg_mlx.model.avg_llava import Model
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
@@ -63,7 +65,8 @@ def main() -> None:
     compare_decisions(outcomes)
 
 
-def observe(model: Model, tokenizer) -> Outcome:
+def observe(model: Model, tokenizer: Tokenizer) -> Outcome:
+    """Compute what is compared."""
     config, cases = model.config, range(len(CASES))
     images = [GOLDEN / case["image"] for case in CASES]
     crops = [make_crops(read_image(image), config) for image in images]
@@ -90,21 +93,24 @@ def compare_with_reference(outcomes: Mapping[str, Outcome]) -> None:
     cases = range(len(CASES))
     expected = np.stack([REFERENCE[f"case{i}_router_logits"] for i in cases])
     expected_last = np.stack([REFERENCE[f"case{i}_last_logits"] for i in cases])
-    row("", "choice", "router logits, max", "last logits, max", "mean", "top token", "lead lost", "equal tokens")
-    row(*["---"] * 8)
+    header = ["", "choice", "router logits, max", "last logits, max", "mean", "top token", "lead lost", "equal tokens"]
+    rows = []
     for label, outcome in outcomes.items():
         router = outcome.router_logits[cases, cases]
         error = np.abs(outcome.last_logits - expected_last)
-        row(
-            label,
-            agreement(router, expected),
-            f"{np.abs(router - expected).max():.4f}",
-            f"{error.max():.4f}",
-            f"{error.mean():.4f}",
-            agreement(outcome.last_logits, expected_last),
-            widest_lead_lost(outcome.last_logits, expected_last),
-            ", ".join(str(equal_tokens(outcome.tokens[i], CASES[i]["token_ids"])) for i in cases),
+        rows.append(
+            [
+                label,
+                agreement(router, expected),
+                f"{np.abs(router - expected).max():.4f}",
+                f"{error.max():.4f}",
+                f"{error.mean():.4f}",
+                agreement(outcome.last_logits, expected_last),
+                widest_lead_lost(outcome.last_logits, expected_last),
+                ", ".join(str(equal_tokens(outcome.tokens[i], CASES[i]["token_ids"])) for i in cases),
+            ]
         )
+    print(table(header, rows))
     print(
         f"\nThe reference: {', '.join(str(len(case['token_ids'])) for case in CASES)} tokens; its last logits have a "
         f"standard deviation of {expected_last.std():.2f}, and the top one a median lead of "
@@ -114,21 +120,19 @@ def compare_with_reference(outcomes: Mapping[str, Outcome]) -> None:
 
 def compare_decisions(outcomes: Mapping[str, Outcome]) -> None:
     expected = outcomes["float32"].router_logits
-    row("", "choice", "router logits, max", "change of the lead, max", "lead lost")
-    row(*["---"] * 5)
+    rows = []
     for label, outcome in outcomes.items():
         logits = outcome.router_logits
-        row(
-            label,
-            agreement(logits, expected),
-            f"{np.abs(logits - expected).max():.4f}",
-            f"{np.abs(lead(logits, expected) - lead(expected, expected)).max():.4f}",
-            widest_lead_lost(logits, expected),
+        rows.append(
+            [
+                label,
+                agreement(logits, expected),
+                f"{np.abs(logits - expected).max():.4f}",
+                f"{np.abs(lead(logits, expected) - lead(expected, expected)).max():.4f}",
+                widest_lead_lost(logits, expected),
+            ]
         )
-
-
-def row(*cells: str) -> None:
-    print(f"| {' | '.join(cells)} |", flush=True)
+    print(table(["", "choice", "router logits, max", "change of the lead, max", "lead lost"], rows))
 
 
 def as_numpy(x: mx.array) -> np.ndarray:
@@ -136,13 +140,13 @@ def as_numpy(x: mx.array) -> np.ndarray:
 
 
 def agreement(logits: np.ndarray, expected: np.ndarray) -> str:
-    """How often the largest logit is the expected one."""
+    """Count how often the largest logit is the expected one."""
     same = logits.argmax(-1) == expected.argmax(-1)
     return f"{same.sum()} of {same.size}"
 
 
 def lead(logits: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """How far the logit that is expected to be the largest is above the one expected to come second."""
+    """The lead of the logit that is expected to be the largest over the one that is expected to come second."""
     order = np.argsort(expected, axis=-1)[..., -2:]
     second, first = np.moveaxis(np.take_along_axis(logits, order, axis=-1), -1, 0)
     return first - second
@@ -155,7 +159,7 @@ def widest_lead_lost(logits: np.ndarray, expected: np.ndarray) -> str:
 
 
 def equal_tokens(tokens: list[int], expected: list[int]) -> int:
-    """How many tokens come before the first that differs."""
+    """Count the tokens before the first that differs."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tokens, expected, strict=False)))
 
 

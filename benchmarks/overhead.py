@@ -1,13 +1,12 @@
-"""What is not arithmetic: importing, and the time to the first token that no MLX kernel accounts for.
+"""What is not arithmetic: importing, and the part of the time to the first token that no MLX kernel accounts for.
 
     python benchmarks/overhead.py import     # seconds of `import avg_mlx`, and what it loads
     python benchmarks/overhead.py kernels    # the share outside MLX's kernels of the time to the first token
 
-`kernels` runs `avg_mlx.generate` on random weights and an image file, as `avg-mlx generate` does, and takes the time
-inside mx.eval and mx.async_eval as that of the kernels: on a CPU the second, too, waits while many are under way.
-Everything else, from reading the prompt and decoding the image to building graphs, is outside. Parsing arguments is
-measured by itself and added. Loading weights and importing libraries come before it, once in a process, and are not
-part of it.
+`kernels` runs `avg_mlx.generate` on random weights and an image file, as `avg-mlx generate` does, and counts the time
+inside mx.eval and mx.async_eval as the kernels': on a CPU the second one waits too while many are under way. All else,
+from reading the prompt and decoding the image to building graphs, is outside. Parsing arguments is measured separately
+and added. Loading weights and importing libraries happen once in a process, and are left out.
 """
 
 import argparse
@@ -37,7 +36,7 @@ def main() -> None:
 
 
 def measure_import(repeats: int) -> None:
-    """In a fresh interpreter each; Python's own start is not counted."""
+    """Time imports, each in a fresh interpreter, without Python's own start."""
     code = (
         "import sys, time; start = time.perf_counter(); import avg_mlx; seconds = time.perf_counter() - start; "
         "print(seconds, *sorted({'mlx', 'mlx_lm', 'numpy', 'transformers', 'PIL'} & set(sys.modules)))"
@@ -53,12 +52,14 @@ def measure_import(repeats: int) -> None:
 
 
 def measure_kernels(weights: str, dtype: str, repeats: int) -> None:
+    """Print how much of the time to the first token passes outside MLX's kernels."""
     import mlx.core as mx
 
     from avg_mlx import generate
     from avg_mlx.bench.measure import prompt_of, steered, synthetic_image
     from avg_mlx.bench.presets import random_model, word_tokenizer
     from avg_mlx.cli.generate import build_parser
+    from avg_mlx.markdown import table
 
     model = random_model(weights, dtype)
     tokenizer = word_tokenizer(model.config.vocab_size)
@@ -74,7 +75,7 @@ def measure_kernels(weights: str, dtype: str, repeats: int) -> None:
 
         return clocked
 
-    print("| tokens per crop | time to first token, s | outside kernels, s | share |\n|---|---|---|---|")
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "image.jpg"
         image.write_bytes(synthetic_image(800, 600))
@@ -92,7 +93,8 @@ def measure_kernels(weights: str, dtype: str, repeats: int) -> None:
                 total = parsing + answer.timings.time_to_first_token
                 runs.append((total, total - waited))
             total, outside = (statistics.median(column) for column in zip(*runs[1:], strict=True))
-            print(f"| {granularity} | {total:.3f} | {outside:.3f} | {outside / total:.1%} |", flush=True)
+            rows.append([granularity, f"{total:.3f}", f"{outside:.3f}", f"{outside / total:.1%}"])
+    print(table(["tokens per crop", "time to first token, s", "outside kernels, s", "share"], rows))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What the 7B would take on Apple's chips at best, from counted work and published peaks: Markdown tables.
+"""The least time that the 7B can take on Apple's chips, from counted work and published peaks: Markdown tables.
 
     python benchmarks/predictions.py                  # the language model in 4 bits, the rest in 16
     python benchmarks/predictions.py --q-bits 16      # everything in 16 bits
 
-Nothing is measured. A stage is taken to last as long as its operations at the GPU's peak rate, or its bytes at the peak
-bandwidth, whichever is more; preparing the image is left out. Real runs reach a part of both peaks.
+Nothing is measured. A stage is assumed to last as long as its operations take at the GPU's peak rate, or its bytes at
+the peak bandwidth, whichever is longer. Preparing the image is left out. Real runs reach only a part of both peaks.
 
 Peaks, as published:
 operations: FP32 TFLOPS of the GPU from Hugging Face's list of hardware (huggingface.co/hardware,
@@ -22,6 +22,7 @@ import argparse
 from avg_mlx.bench.cost import PARTS, Cost, Work
 from avg_mlx.bench.presets import preset_keys
 from avg_mlx.config import Config
+from avg_mlx.markdown import table
 
 # name: (TFLOPS, GB/s)
 CHIPS = {
@@ -58,6 +59,7 @@ def main() -> None:
 
 
 def stages(cost: Cost, granularity: int) -> dict[str, Work]:
+    """The counted work of each stage."""
     rows, columns = cost.config.crop_grid(IMAGE_SIZE)
     crops = 1 + rows * columns
     positions = TEXT_TOKENS + cost.config.visual_tokens(granularity, IMAGE_SIZE)
@@ -71,27 +73,24 @@ def stages(cost: Cost, granularity: int) -> dict[str, Work]:
 
 def counted(cost: Cost) -> str:
     """TFLOP and GB of every stage."""
-    names = list(stages(cost, cost.config.finest))
-    rows = [f"| tokens per crop | visual tokens | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    rows = []
     for g in sorted(cost.config.granularities):
-        cells = [f"{work.flop / 1e12:.3g} TFLOP, {work.bytes / 1e9:.3g} GB" for work in stages(cost, g).values()]
-        rows.append(f"| {g} | {cost.config.visual_tokens(g, IMAGE_SIZE)} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+        works = stages(cost, g).values()
+        cells = (f"{work.flop / 1e12:.3g} TFLOP, {work.bytes / 1e9:.3g} GB" for work in works)
+        rows.append([g, cost.config.visual_tokens(g, IMAGE_SIZE), *cells])
+    return table(["tokens per crop", "visual tokens", *stages(cost, cost.config.finest)], rows)
 
 
 def predicted(cost: Cost) -> str:
     """Seconds to the first token on every chip."""
     granularities = sorted(cost.config.granularities)
-    rows = [
-        f"| chip | TFLOPS | GB/s | {' | '.join(map(str, granularities))} | decode tokens/s |",
-        "|---" * (len(granularities) + 4) + "|",
-    ]
+    rows = []
     for chip, (tflops, bandwidth) in CHIPS.items():
         peaks = tflops * 1e12, bandwidth * 1e9
         seconds = [[work.seconds(*peaks) for work in stages(cost, g).values()] for g in granularities]
-        first = [f"{sum(parts):.2f}" for parts in seconds]
-        rows.append(f"| {chip} | {tflops:g} | {bandwidth} | {' | '.join(first)} | {1 / seconds[-1][-1]:.0f} |")
-    return "\n".join(rows)
+        first = (f"{sum(parts):.2f}" for parts in seconds)
+        rows.append([chip, f"{tflops:g}", bandwidth, *first, f"{1 / seconds[-1][-1]:.0f}"])
+    return table(["chip", "TFLOPS", "GB/s", *granularities, "decode tokens/s"], rows)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What the router's arrangement saves, against the plain one that follows the paper step by step: a Markdown table.
+"""What the router's arrangement saves over the plain one, which follows the paper step by step: a Markdown table.
 
     python benchmarks/router.py                              # a quarter of the released width
     python benchmarks/router.py --width 4096 --dtype bfloat16  # the released router: 117.5 million parameters
 
-Random weights and features of one image in as many crops, and 60 text tokens. Both ways run alternately in one run;
-medians after one round that warms up. Operations are counted: two for each multiplication by a weight, of which all
-but a thousandth of the router's work is made.
+Weights and features are random: one image in the given number of crops, and 60 text tokens. Both arrangements take
+turns in one run, and medians are taken after a round that warms up. Operations are counted as two for each
+multiplication by a weight, which is all but a thousandth of the router's work.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from avg_mlx.config import Config
+from avg_mlx.markdown import table
 from avg_mlx.model.router import Router, text_filter
 from avg_mlx.model.scaler import pyramid
 
@@ -46,13 +47,14 @@ def main() -> None:
     }
     seconds, peaks = measure(ways, args.repeats)
     plain, rearranged = operations(config, args.crops)
-    print("| | seconds, median | least to most | peak memory, GB | TFLOP |\n|---|---|---|---|---|")
-    for way, count in (("plain", plain), ("rearranged", rearranged)):
-        times = seconds[way]
-        spread = f"{min(times):.3f} to {max(times):.3f}"
-        print(f"| {way} | {statistics.median(times):.3f} | {spread} | {peaks[way]:.2f} | {count / 1e12:.3f} |")
     median = {way: statistics.median(times) for way, times in seconds.items()}
-    print(f"| saved | {1 - median['rearranged'] / median['plain']:.1%} | | | {1 - rearranged / plain:.1%} |")
+    rows = [
+        [way, f"{median[way]:.3f}", f"{min(times):.3f} to {max(times):.3f}", f"{peaks[way]:.2f}", f"{count / 1e12:.3f}"]
+        for (way, times), count in zip(seconds.items(), (plain, rearranged), strict=True)
+    ]
+    saved = 1 - median["rearranged"] / median["plain"]
+    rows.append(["saved", f"{saved:.1%}", "", "", f"{1 - rearranged / plain:.1%}"])
+    print(table(["", "seconds, median", "least to most", "peak memory, GB", "TFLOP"], rows))
     difference = mx.abs(ways["plain"]() - ways["rearranged"]()).max().item()
     print(f"\nThe logits differ by {difference:.1e} at most. {mx.default_device()}, {args.dtype}, {args.crops} crops.")
 
@@ -90,7 +92,7 @@ def plain_logits(router: Router, features: mx.array, text: mx.array, pool: Calla
 
 
 def operations(config: Config, crops: int) -> tuple[int, int]:
-    """Of the plain arrangement and of the router's, by its seven D×D layers: three project, four follow."""
+    """Count the operations of both arrangements in the seven D×D layers: three project, four follow."""
     square, text = 2 * config.hidden_size**2, config.filtered_text_num
     patches, positions = math.prod(config.vision.patch_grid), sum(config.granularities)
     plain = 7 * crops * (positions + text)
@@ -99,7 +101,7 @@ def operations(config: Config, crops: int) -> tuple[int, int]:
 
 
 def measure(ways: dict[str, Callable[[], mx.array]], repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of each repeat of each way, and its peak of memory in GB."""
+    """Measure the seconds of each repeat of each arrangement, and its peak memory in GB."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     peaks: dict[str, float] = {}
     for n in range(1 + repeats):

@@ -1,10 +1,10 @@
-"""What is not computed twice, and what is let go: Markdown tables.
+"""What is not computed twice, and what is released: Markdown tables.
 
     python benchmarks/serving.py questions    # a second question about the same image, in a ChatSession
     python benchmarks/serving.py batch        # eight questions together, against one by one
     python benchmarks/serving.py memory       # 200 answers in one process
 
-All on random weights; --random-weights and --dtype choose them.
+All run on random weights, which --random-weights and --dtype choose.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import mlx.core as mx
@@ -20,6 +20,9 @@ import mlx.core as mx
 from avg_mlx import Answer, ChatSession, Request, generate, generate_batch
 from avg_mlx.bench.measure import prompt_of, steered, synthetic_image
 from avg_mlx.bench.presets import random_model, word_tokenizer
+from avg_mlx.errors import AvgMlxError
+from avg_mlx.inputs.tokenizer import Tokenizer
+from avg_mlx.markdown import table
 from avg_mlx.model.avg_llava import Model
 
 FINEST, COARSEST = 576, 36
@@ -46,8 +49,8 @@ def main() -> None:
         watch_memory(model, tokenizer)
 
 
-def compare_questions(model: Model, tokenizer, repeats: int) -> None:
-    """First question, a second one as closely, a third one less closely, in the same session."""
+def compare_questions(model: Model, tokenizer: Tokenizer, repeats: int) -> None:
+    """Ask twice at the finest granularity and twice at the coarsest, in the same session."""
     prompt, image = prompt_of(tokenizer, 60), synthetic_image(800, 600)
     rows: dict[str, list[Answer]] = {}
     for n in range(1 + repeats):
@@ -68,27 +71,31 @@ def compare_questions(model: Model, tokenizer, repeats: int) -> None:
         for row, answer in answers.items():
             if n:
                 rows.setdefault(row, []).append(answer)
-    print("| | images seen | routed | positions prefilled | reused | vision, s | prefill, s | time to first token, s |")
-    print("|---|---|---|---|---|---|---|---|")
+    counted, timed = (
+        ["images seen", "routed", "positions prefilled", "reused"],
+        ["vision", "prefill", "time to first token"],
+    )
+    cells = []
     for row, asked in rows.items():
         c = asked[0].counters
-        seconds = [median(asked, what) for what in ("vision", "prefill", "time_to_first_token")]
-        cells = [c.vision_calls, c.router_calls, c.prefilled, c.reused, *(f"{value:.3f}" for value in seconds)]
-        print(f"| {row} | {' | '.join(map(str, cells))} |")
+        seconds = (f"{median(asked, what.replace(' ', '_')):.3f}" for what in timed)
+        cells.append([row, c.vision_calls, c.router_calls, c.prefilled, c.reused, *seconds])
+    print(table(["", *counted, *(f"{what}, s" for what in timed)], cells))
 
 
 def median(answers: list[Answer], what: str) -> float:
-    return statistics.median(getattr(answer.timings, what) for answer in answers)
+    """The median of one of the answers' timings."""
+    return statistics.median(float(getattr(answer.timings, what)) for answer in answers)
 
 
-def compare_batch(model: Model, tokenizer, repeats: int) -> None:
-    """Eight questions of different lengths about five images, at all granularities: 32 tokens each."""
+def compare_batch(model: Model, tokenizer: Tokenizer, repeats: int) -> None:
+    """Ask eight questions of different lengths about five images, at all granularities, with answers of 32 tokens."""
     images, granularities = [synthetic_image(*size) for size in SIZES], sorted(model.config.granularities)
     requests = [
         Request(prompt_of(tokenizer, 40 + 5 * n), images[n % 5], granularities[3 * n % 5], max_tokens=32)
         for n in range(8)
     ]
-    ways: dict[str, Callable[[], list]] = {
+    ways: dict[str, Callable[[], Sequence[Answer | AvgMlxError]]] = {
         "one by one": lambda: [generate(model, tokenizer, **asdict(request)) for request in requests],
         "together": lambda: generate_batch(model, tokenizer, requests),
     }
@@ -97,23 +104,23 @@ def compare_batch(model: Model, tokenizer, repeats: int) -> None:
     for n in range(1 + repeats):
         for way, run in ways.items():
             start = time.perf_counter()
-            texts[way] = [answer.token_ids for answer in run()]
+            texts[way] = [answer.token_ids for answer in run() if isinstance(answer, Answer)]
             if n:
                 seconds[way].append(time.perf_counter() - start)
-    print("| eight questions | seconds, median | least to most |\n|---|---|---|")
-    for way, times in seconds.items():
-        print(f"| {way} | {statistics.median(times):.2f} | {min(times):.2f} to {max(times):.2f} |")
+    rows = [
+        [way, f"{statistics.median(times):.2f}", f"{min(times):.2f} to {max(times):.2f}"]
+        for way, times in seconds.items()
+    ]
+    print(table(["eight questions", "seconds, median", "least to most"], rows))
     same = sum(a == b for a, b in zip(*texts.values(), strict=True))
     print(f"\n{same} of {len(requests)} answers are identical, token for token.")
 
 
-def watch_memory(model: Model, tokenizer) -> None:
-    """Peaks of MLX's arrays and of the process, while images and granularities take turns."""
+def watch_memory(model: Model, tokenizer: Tokenizer) -> None:
+    """Watch the peaks of MLX's arrays and of the process, while images and granularities take turns."""
     prompt, images = prompt_of(tokenizer, 60), [synthetic_image(*size) for size in SIZES]
     granularities = sorted(model.config.granularities)
-    peaks = []
-    print("| answers | peak of arrays, MB | held after the last, MB | peak of the process so far, MB |")
-    print("|---|---|---|---|")
+    peaks, rows = [], []
     for start in range(0, ANSWERS, TENTH):
         mx.reset_peak_memory()
         for n in range(start, start + TENTH):
@@ -121,13 +128,15 @@ def watch_memory(model: Model, tokenizer) -> None:
             with steered(model, granularities[n % len(granularities)]):
                 generate(model, tokenizer, prompt, images[n // 2 % len(images)], max_tokens=8)
         peaks.append(mx.get_peak_memory())
-        row = (peaks[-1], mx.get_active_memory(), process_peak())
-        print(f"| {start + 1}–{start + TENTH} | {' | '.join(f'{size / 1e6:.1f}' for size in row)} |", flush=True)
+        sizes = (peaks[-1], mx.get_active_memory(), process_peak())
+        rows.append([f"{start + 1}–{start + TENTH}", *(f"{size / 1e6:.1f}" for size in sizes)])
+    header = ["answers", "peak of arrays, MB", "held after the last, MB", "peak of the process so far, MB"]
+    print(table(header, rows))
     print(f"\nThe last ten's peak is {peaks[-1] / peaks[0]:.2%} of the first ten's.")
 
 
 def process_peak() -> int:
-    """Bytes of resident memory."""
+    """The most bytes of resident memory so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

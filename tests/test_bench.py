@@ -19,7 +19,7 @@ from avg_mlx.bench.report import make_report, markdown, plot
 from avg_mlx.cli.bench import PRESETS, main
 from avg_mlx.config import Config
 from avg_mlx.files import read_json
-from avg_mlx.inference.generation import Timings
+from avg_mlx.inference.answer import Timings
 from avg_mlx.model.avg_llava import Model
 from avg_mlx.model.inventory import parts_of, tensors_of
 from avg_mlx.weights.checkpoint import load_model
@@ -151,6 +151,22 @@ def test_warm_up_is_not_measured(monkeypatch, tiny):
         assert [getattr(row, stage) for stage in STAGES] == [seen] * 4
         assert row.decode_tokens_per_second == row.peak_memory_gb == seen
         assert row.time_to_first_token == Spread(4 * seen.median, 4 * seen.least, 4 * seen.most)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [({"repeats": 0}, "repeats"), ({"warmup": -1}, "warmup"), ({"decode_tokens": 0}, "decode_tokens")],
+)
+def test_options_out_of_bounds_are_refused(options, wrong, named):
+    with pytest.raises(InputError, match=f"^{named} is -?[01]; expected"):
+        dataclasses.replace(options, **wrong)
+
+
+def test_there_must_be_granularities_and_the_model_must_have_them(tiny, options):
+    with pytest.raises(InputError, match="no granularity"):
+        dataclasses.replace(options, granularities=())
+    with pytest.raises(InputError, match=r"granularity 3 .* choose from 1, 2, 4, 8, 16"):
+        measure(*tiny, dataclasses.replace(options, granularities=(1, 3)))
 
 
 def test_progress_is_told(tiny, options):
@@ -324,13 +340,16 @@ def test_the_command_makes_up_a_model(capfd):
         (("--random-weights", "tiny", "--model", "x"), "not allowed with argument"),
         (("--model", "x", "--dtype", "float16"), "--dtype and -q are for random weights"),
         (("--model", "x", "-q"), "--dtype and -q are for random weights"),
-        (("--random-weights", "tiny", "--q-bits", "8"), "--q-bits goes with -q"),
+        (("--random-weights", "tiny", "--q-bits", "8"), "add -q"),
         (("--random-weights", "tiny", "--image-size", "800"), "expected WIDTHxHEIGHT, such as 800x600"),
         (("--random-weights", "tiny", "--image-size", "0x600"), "expected WIDTHxHEIGHT, such as 800x600"),
         (("--random-weights", "tiny", "--repeats", "0"), "0 is not a whole number from 1"),
         (("--random-weights", "tiny", "--text-tokens", "9"), "no question makes 9 text tokens"),
         (("--random-weights", "tiny", "--text-tokens", "5000"), "positions"),
-        (("--random-weights", "tiny", "--granularities", "37"), "granularity 37 is none of this model's: 36, 72, 144"),
+        (
+            ("--random-weights", "tiny", "--granularities", "37"),
+            "granularity 37 is not one of this model's; choose from 36, 72, 144",
+        ),
         (("--random-weights", "tiny", "--image", "no.jpg"), "no.jpg"),
         (("--model", "nowhere"), "no folder nowhere"),
     ],

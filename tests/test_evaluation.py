@@ -1,8 +1,10 @@
 """`avg-mlx evaluate`: modes, answers, times, resuming, and what the table says of them."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,9 +17,10 @@ from PIL import Image
 from avg_mlx import Answer, AvgMlxError, InputError, Question, evaluate, generate, load, read_questions, route
 from avg_mlx.cli import progress
 from avg_mlx.cli.evaluate import main
+from avg_mlx.errors import Interrupted
 from avg_mlx.evaluation import plot, run
-from avg_mlx.evaluation.answering import Attempt, Result
-from avg_mlx.evaluation.modes import choose
+from avg_mlx.evaluation.modes import granularity_of
+from avg_mlx.evaluation.results import Attempt, Result
 from avg_mlx.evaluation.summary import summarize, table, wilson
 from avg_mlx.training.data import read_samples
 from avg_mlx.training.forward import feedback_losses, load_crops
@@ -210,7 +213,7 @@ def test_chance_depends_on_seed_and_question_alone(whole, questions, ask, tmp_pa
 
 
 def test_chance_is_fair():
-    draws = Counter(choose("random", GRANULARITIES, None, None, 0, str(key)) for key in range(5000))
+    draws = Counter(granularity_of("random", GRANULARITIES, None, None, 0, str(key)) for key in range(5000))
     assert all(900 < draws[granularity] < 1100 for granularity in GRANULARITIES)
 
 
@@ -224,12 +227,9 @@ def test_only_what_the_modes_need_is_computed(ask, questions, tiny, monkeypatch,
     assert (result.router, result.seconds["router"]) == (None, 0)
 
 
-def test_an_image_passes_the_vision_tower_once_for_its_consecutive_questions(ask, questions, tiny, monkeypatch):
-    passed = []
-    encode = type(tiny[0]).encode
-    monkeypatch.setattr(type(tiny[0]), "encode", lambda m, crops: passed.append(crops.image_size) or encode(m, crops))
+def test_an_image_passes_the_vision_tower_once_for_its_consecutive_questions(ask, passes):
     results = ask(modes=["1"]).results
-    assert passed == [(50, 100), *((50, 100), (90, 40), (30, 30), (112, 112))]  # the first one warms up
+    assert passes == [3, *(3, 3, 3, 5)]  # crops; the first pass is for warming up
     assert results[0].seconds["vision"] == results[1].seconds["vision"] > 0
     assert len({result.seconds["vision"] for result in results}) == 4
 
@@ -294,31 +294,32 @@ def test_summary_of_results_made_by_hand():
 
 
 def test_the_table_is_the_summary_in_markdown():
-    assert table(summary_by_hand(skipped=2)).splitlines() == [
+    *rows, blank, told, _ = table(summary_by_hand(skipped=2)).splitlines()
+    assert [re.sub(" +", " ", row) for row in rows if "---" not in row] == [
         "| mode | accuracy | 95 % interval | a | b | visual tokens | reduction | first token | total | 1 | 4 | 16 |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| adaptive | 75.0% | 30.1–95.4% | 100.0% | 0.0% | 5.5 | 65.6% | 1.64× | 1.60× | 50.0% | 25.0% | 25.0% |",
-        "| 1 | 25.0% | 4.6–69.9% | 50.0% | 0.0% | 1.0 | 93.8% | 0.67× | 0.65× | 100.0% |  |  |",
-        "| 4 | 75.0% | 30.1–95.4% | 100.0% | 100.0% | 4.0 | 75.0% | 0.74× | 0.72× |  | 100.0% |  |",
-        "| 16 | 75.0% | 30.1–95.4% | 50.0% | 100.0% | 16.0 | 0.0% | 1.00× | 1.00× |  |  | 100.0% |",
-        "",
-        "4 questions, 2 more left out; seed 3. Times, to the first token and in all, are means as ratios of mode 16's, "
-        "which took 4.6000 s and 4.7600 s.",
-        "Columns 1 to 16: how often that granularity was chosen.",
+        "| 1 | 25.0% | 4.6–69.9% | 50.0% | 0.0% | 1.0 | 93.8% | 0.67× | 0.65× | 100.0% | | |",
+        "| 4 | 75.0% | 30.1–95.4% | 100.0% | 100.0% | 4.0 | 75.0% | 0.74× | 0.72× | | 100.0% | |",
+        "| 16 | 75.0% | 30.1–95.4% | 50.0% | 100.0% | 16.0 | 0.0% | 1.00× | 1.00× | | | 100.0% |",
     ]
+    assert len({len(row) for row in rows}) == 1
+    assert blank == ""
+    for fact in ("4 questions, 2 more left out", "seed 3", "mode 16", "4.6000 s and 4.7600 s"):
+        assert fact in told
 
 
 def test_without_the_finest_mode_there_are_no_ratios():
     summary = summary_by_hand(modes=("adaptive", "4"))
     assert summary["modes"]["adaptive"]["total_time_ratio"] is None
     lines = table(summary).splitlines()
-    assert " | 65.6% |  |  | 50.0% |" in lines[2]
-    assert lines[-2] == "4 questions; seed 3. Times have nothing to be compared with: mode 16 is not among these."
+    assert re.search(r" 65\.6% \| +\| +\| +50\.0% ", lines[2])
+    assert lines[-2].startswith("4 questions; seed 3.")
+    assert "mode 16" in lines[-2]
 
 
 def test_many_categories_have_no_columns(whole):
     categories = [f"c{n}" for n in range(4)]
-    assert "| c0 | c1 | c2 | c3 |" in table(summary_by_hand(categories=categories))
+    assert re.search(r"\| +c0 \| +c1 \| +c2 \| +c3 \|", table(summary_by_hand(categories=categories)))
     results = [made([True] * 3, {}, category=f"c{n}") for n in range(7)]
     summary = summarize(results, {"modes": ["1"], "seed": 0}, 0)
     assert len(summary["modes"]["1"]["categories"]) == 7
@@ -385,24 +386,73 @@ def drawn(monkeypatch) -> list:
     return figures
 
 
-def test_the_picture_has_a_named_point_for_every_mode(drawn, tmp_path):
-    summary = summary_by_hand()
+def near(numbers: dict[str, tuple[float, int]]) -> dict:
+    """A summary of modes of so many visual tokens and right answers of a thousand."""
+    modes = {
+        mode: {"visual_tokens": tokens, "accuracy": right / 1000, "interval": wilson(right, 1000)}
+        for mode, (tokens, right) in numbers.items()
+    }
+    return {"questions": 1000, "modes": modes}
+
+
+CROWDS = {
+    "by hand": summary_by_hand(),
+    "one mode": near({"36": (200, 500)}),
+    "all alike": near(dict.fromkeys(("adaptive", "36", "random", "oracle"), (200, 1000))),
+    "near each other": near(
+        {str(4**n): (58 + n, 902 + n % 3) for n in range(9)} | {"adaptive": (60, 903), "oracle": (62, 904)}
+    ),
+    "wide apart": near({"1": (1, 0), "random": (700, 480), "oracle": (720, 1000), "576": (3000, 990)}),
+}
+
+
+@pytest.mark.parametrize("name", CROWDS)
+def test_the_picture_has_a_named_point_and_an_interval_for_every_mode(name, drawn, tmp_path):
+    summary = CROWDS[name]
     assert plot.plot_accuracy(summary, tmp_path / "accuracy.png") == tmp_path / "accuracy.png"
     [axes] = drawn[0].axes
     expected = {mode: (one["visual_tokens"], one["accuracy"]) for mode, one in summary["modes"].items()}
-    assert {text.get_text(): text.xy for text in axes.texts} == expected
-    points = [tuple(point) for line in axes.lines for point in line.get_xydata()]
-    assert sorted(points) == sorted(expected.values())
+    assert {text.get_text(): text.xy for text in axes.texts if text.get_text()} == expected
+    points = {tuple(point) for line in axes.lines for point in line.get_xydata()}
+    assert points >= set(expected.values())
+    bars = [bar for lines in axes.collections for bar in lines.get_segments()]
+    intervals = sorted((one["visual_tokens"], *one["interval"]) for one in summary["modes"].values())
+    assert sorted((x, low, high) for (x, low), (_, high) in map(np.ndarray.tolist, bars)) == [
+        pytest.approx(interval) for interval in intervals
+    ]
+    assert axes.get_xscale() == "log"
+    assert "log" in axes.get_xlabel()
 
 
-def test_the_routers_choices_are_bars_of_each_category(drawn, tmp_path):
+@pytest.mark.parametrize("name", CROWDS)
+def test_no_name_in_the_picture_covers_another_or_a_point(name, drawn, tmp_path):
+    plot.plot_accuracy(CROWDS[name], tmp_path / "accuracy.png")
+    [axes] = drawn[0].axes
+    drawn[0].draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    points = [axes.transData.transform(point) for line in axes.lines for point in line.get_xydata()]
+    for n, box in enumerate(boxes):
+        assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1
+        assert axes.bbox.y0 <= box.y0 < box.y1 <= axes.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[:n])
+        assert not any(box.contains(*point) for point in points)
+
+
+def test_the_routers_choices_are_bars_of_each_category_the_coarsest_first(drawn, tmp_path):
     summary = summary_by_hand()
+    categories = summary["modes"]["adaptive"]["categories"]
+    categories["none"] = {"questions": 0, "accuracy": 0.0, "shares": dict.fromkeys(("1", "4", "16"), 0.0)}
+    categories["$a fine one$"] = {"questions": 2, "accuracy": 1.0, "shares": {"1": 0.0, "4": 0.0, "16": 1.0}}
     assert plot.plot_choices(summary, tmp_path / "choices.png") == tmp_path / "choices.png"
     [axes] = drawn[0].axes
-    categories = summary["modes"]["adaptive"]["categories"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == list(categories)
+    order = ["b", "a", "$a fine one$"]
+    labels = [label.get_text().replace("\\", "") for label in axes.get_yticklabels()]
+    assert labels == [f"{name} ({categories[name]['questions']})" for name in order]
+    assert axes.yaxis_inverted()
+    assert [bars.get_label() for bars in axes.containers] == ["1", "4", "16"]
     for bars in axes.containers:
-        assert [bar.get_width() for bar in bars] == [one["shares"][bars.get_label()] for one in categories.values()]
+        assert [bar.get_width() for bar in bars] == [categories[name]["shares"][bars.get_label()] for name in order]
+    assert [text.get_text() for text in axes.texts if text.get_text()] == ["100%", "50%", "50%", "100%"]
     assert plot.plot_choices({**summary, "modes": {}}, tmp_path / "none.png") is None
 
 
@@ -454,11 +504,47 @@ def test_ctrl_c_loses_and_repeats_nothing(command, part, monkeypatch, capsys, tm
     with monkeypatch.context() as patch:
         patch.setattr(progress.Bar, "show", interrupt)
         assert run_main(command, "--modes", *FEW) == 130
-    assert capsys.readouterr() == ("", "\navg-mlx evaluate: interrupted\n")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("\navg-mlx evaluate: interrupted")
+    assert f"3 of {len(ASKED)} questions" in err
+    assert "resume" in err
     assert untimed(lines_of(tmp_path / "out")) == untimed(lines_of(part[1]))[:3]
     assert run_main(command, "--modes", *FEW) == 0
     assert untimed(lines_of(tmp_path / "out")) == untimed(lines_of(part[1]))
     assert answered == ["q0", "q0", "q1", "q2", "q3", *(f"q{n}" for n in range(3, len(ASKED)))]
+
+
+def test_sigterm_is_an_interrupt_too(command, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(
+        progress.Bar, "show", lambda bar, done, total: done == 1 and os.kill(os.getpid(), signal.SIGTERM)
+    )
+    assert run_main(command, "--modes", *FEW) == 143
+    assert f"1 of {len(ASKED)} questions" in capsys.readouterr().err
+    assert len(lines_of(tmp_path / "out")) == 1
+
+
+def test_from_python_an_interrupt_says_how_to_resume(ask):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match=f"0 of {len(ASKED)} questions.*resume"):
+        ask(modes=["1"], report=interrupt)
+
+
+def test_a_second_process_is_refused_while_one_writes(ask, questions, command, refused, tmp_path, monkeypatch):
+    """The lock is the first one's: a second command that starts meanwhile changes nothing."""
+    lines = []
+
+    def start_another(done, total):
+        if done == 1:
+            lines.append(refused(main, *command, "--modes", "1"))
+            monkeypatch.undo()
+
+    results = ask(modes=["1"], report=start_another).results
+    assert len(results) == len(lines_of(tmp_path / "out")) == len(ASKED)
+    assert "answers.jsonl" in lines[0]
+    assert "another process" in lines[0]
 
 
 def test_more_questions_are_added_and_known_ones_kept(ask, questions, answered):
@@ -467,19 +553,19 @@ def test_more_questions_are_added_and_known_ones_kept(ask, questions, answered):
     assert answered == ["q0", "q0", "q1", "q2", "q2", "q3"]
 
 
-def test_a_disk_that_fills_is_one_error_and_goes_on_later(ask, questions, tmp_path):
-    file, kept = tmp_path / "out" / "answers.jsonl", []
+def test_a_disk_that_fills_is_one_error_and_goes_on_later(ask, questions, tmp_path, monkeypatch):
+    append = run.Journal.append
 
-    def fill(done, total):
-        if done == 1:
-            kept.append(file.read_bytes())
-            file.unlink()
-            file.symlink_to("/dev/full")
+    def fill(journal, *rows):
+        if journal.rows:
+            journal._stream = open("/dev/full", "ab")  # noqa: SIM115
+        append(journal, *rows)
 
-    with pytest.raises(AvgMlxError, match=r"cannot write .*answers\.jsonl \(No space left.*make room.*it goes on"):
-        ask(questions[:3], modes=["1"], report=fill)
-    file.unlink()
-    file.write_bytes(kept[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Journal, "append", fill)
+        with pytest.raises(AvgMlxError, match=r"answers\.jsonl \(No space left.*make room.*resume"):
+            ask(questions[:3], modes=["1"])
+    assert [line["id"] for line in lines_of(tmp_path / "out")] == ["q0"]
     assert [result.id for result in ask(questions[:3], modes=["1"]).results] == ["q0", "q1", "q2"]
 
 
@@ -495,7 +581,7 @@ def test_other_options_are_refused_and_leave_everything_alone(options, told, ask
     ask(questions[:1], modes=["1"])
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     answered.clear()
-    with pytest.raises(InputError, match=re.escape(f"out holds another evaluation: {told}. Set it back, or choose")):
+    with pytest.raises(InputError, match=re.escape(f"out cannot be resumed: {told}.")):
         ask(questions[:1], **{"modes": ["1"]} | options)
     assert answered == []
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
@@ -509,13 +595,13 @@ def test_another_model_is_refused_also_if_only_its_router_is(part, ask, question
         model.router.voter = model.router.voter + 1
     else:
         model.image_newline = model.image_newline + 1
-    with pytest.raises(InputError, match=r"out holds another evaluation: model was '\w+' and is '\w+'\. Set it back"):
+    with pytest.raises(InputError, match=r"out cannot be resumed: model was '\w+' and is '\w+'\..*output"):
         ask(questions[:1], model, modes=["1"])
 
 
 def test_other_questions_are_refused(ask, questions):
     ask(questions[:2], modes=["1"])
-    with pytest.raises(InputError, match=r"out holds answers to 1 questions that are not among these .*'q0'.*--output"):
+    with pytest.raises(InputError, match=r"out holds answers to 1 questions .*'q0'.*output"):
         ask(questions[1:], modes=["1"])
 
 
@@ -525,7 +611,7 @@ def test_a_line_that_is_no_answer_is_refused_with_its_number(line, ask, question
     file = tmp_path / "out" / "answers.jsonl"
     content = file.read_text() + line + "\n"
     file.write_text(content)
-    with pytest.raises(InputError, match=r"answers\.jsonl, line 2: not an answer \(.*\); choose another --output"):
+    with pytest.raises(InputError, match=r"answers\.jsonl, line 2: .*; choose another output"):
         ask(questions[:1], modes=["1"])
     assert file.read_text() == content
 
@@ -533,7 +619,7 @@ def test_a_line_that_is_no_answer_is_refused_with_its_number(line, ask, question
 def test_answers_of_nobody_knows_what_are_refused(ask, questions, tmp_path):
     ask(questions[:1], modes=["1"])
     (tmp_path / "out" / "run.json").unlink()
-    with pytest.raises(InputError, match=r"out holds answers\.jsonl but no run\.json that tells of what; choose"):
+    with pytest.raises(InputError, match=r"answers\.jsonl.* no run\.json .*; choose"):
         ask(questions[:1], modes=["1"])
 
 
@@ -552,12 +638,13 @@ def spoiled(file, tmp_path) -> Path:
     return folder / "spoiled.jsonl"
 
 
-def test_a_damaged_image_is_one_line_and_mending_it_goes_on(spoiled, tiny_folder, tmp_path, refused, answered):
+def test_a_damaged_image_is_one_line_and_fixing_it_resumes(spoiled, tiny_folder, tmp_path, refused, answered):
     command = ["--model", tiny_folder, "--data", spoiled, "--output", tmp_path / "out", "-m", 1, "--modes", "2"]
     line = refused(main, *command)
     image = spoiled.parent / "tall.png"
-    assert line.startswith(f"avg-mlx evaluate: question 'q2': {image} is damaged and cannot be decoded (")
-    assert line.endswith("mend it, or leave such questions out with --skip-bad, and run it again: it goes on")
+    assert line.startswith(f"avg-mlx evaluate: question 'q2': {image} is damaged")
+    assert "--skip-bad" in line
+    assert line.endswith("run the same command again to resume")
     assert [line["id"] for line in lines_of(tmp_path / "out")] == ["q0"]
     write_samples(tmp_path, [])
     assert run_main(command) == 0
@@ -586,7 +673,7 @@ def test_bad_questions_are_counted_listed_and_skipped(spoiled, tiny_folder, tmp_
         assert run_main(command, "--skip-bad") == 0
         out, err = capsys.readouterr()
         told = [line for line in err.splitlines() if line]
-        assert [re.split(r" \(| is damaged|; is", line)[0] for line in told] == [
+        assert [re.split(r" \(| is damaged|; ", line)[0] for line in told] == [
             f"left out: {spoiled}, line 4: not valid JSON",
             f"left out: {spoiled}, line 5: there is no image {tmp_path}/gone.png",
             f"left out: question 'q2': {tmp_path}/tall.png",
@@ -601,34 +688,41 @@ def test_bad_questions_are_counted_listed_and_skipped(spoiled, tiny_folder, tmp_
 
 def test_a_question_that_does_not_fit_is_refused_or_skipped(ask, questions, tmp_path):
     long = Question("long", "wide.png", "word " * 600, ("x",), folder=questions[0].folder)
-    problem = "question 'long': it takes \\d+ positions at granularity 1, but the model has 512; shorten it"
-    with pytest.raises(InputError, match=f"^{problem}; mend it, or leave"):
+    problem = r"question 'long': at granularity 1, the prompt takes \d+ positions .* 512; shorten it.*"
+    with pytest.raises(InputError, match=f"^{problem}skip_bad"):
         ask([questions[0], long], modes=["1"])
     evaluation = ask([questions[0], long], modes=["1"], skip_bad=True, skipped=["before"])
     assert [result.id for result in evaluation.results] == ["q0"]
     assert evaluation.skipped[0] == "before"
     assert re.fullmatch(problem, evaluation.skipped[1])
-    with pytest.raises(InputError, match=f"^none of 1 questions can be asked; {problem}$"):
+    with pytest.raises(InputError, match=f"^none of 1 questions .*; {problem}$"):
         ask([long], modes=["1"], skip_bad=True, skipped=["before"], output=tmp_path / "none")
-    with pytest.raises(InputError, match=r"^none of 0 questions can be asked$"):
+    with pytest.raises(InputError, match=r"^none of 0 questions "):
         ask([], output=tmp_path / "nothing")
 
 
-@pytest.mark.parametrize(
-    ("modes", "told"),
-    [
-        (["adaptive", "576"], "mode 576 is not one of this model's: adaptive, 1, 2, 4, 8, 16, random, oracle"),
-        (["best"], "mode best is not one of this model's: adaptive, 1, 2, 4, 8, 16, random, oracle"),
-    ],
-)
-def test_a_mode_that_the_model_has_not_is_refused(modes, told, command, refused, tmp_path):
-    assert refused(main, *command, "--modes", *modes) == f"avg-mlx evaluate: {told}"
+@pytest.mark.parametrize(("modes", "wrong"), [(["adaptive", "576"], "576"), (["best"], "best")])
+def test_a_mode_that_the_model_has_not_is_refused(modes, wrong, command, refused, tmp_path):
+    line = refused(main, *command, "--modes", *modes)
+    assert line.startswith(f"avg-mlx evaluate: mode {wrong} ")
+    assert line.endswith("adaptive, 1, 2, 4, 8, 16, random, oracle")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_granularity_is_a_mode_as_a_number_too(ask, questions):
+    assert list(ask(questions[:1], modes=["random", 16, 2]).results[0].chosen) == ["2", "16", "random"]
+
+
+def test_no_tokens_are_refused_before_an_image_is_looked_at(ask, passes):
+    with pytest.raises(InputError, match="max_tokens is 0"):
+        ask(max_tokens=0)
+    assert passes == []
 
 
 def test_a_file_in_the_folders_place_is_refused(command, refused, tmp_path):
     (tmp_path / "out").touch()
-    assert refused(main, *command) == f"avg-mlx evaluate: {tmp_path}/out is a file; choose a folder for --output"
+    line = refused(main, *command)
+    assert line.startswith(f"avg-mlx evaluate: {tmp_path}/out is a file;")
 
 
 @pytest.mark.parametrize(
@@ -663,8 +757,9 @@ def test_without_a_router_the_adaptive_mode_is_left_out_and_said_to_be(file, tin
 
 def test_the_adaptive_mode_of_a_model_without_a_router_is_refused(file, tiny_stage3, tmp_path, refused):
     command = ["--model", tiny_stage3, "--data", file, "--output", tmp_path / "out", "--modes", "adaptive", "2"]
-    told = "this model has no router (a Stage-3 checkpoint); choose from 1, 2, 4, 8, 16, random, oracle"
-    assert refused(main, *command) == f"avg-mlx evaluate: {told}"
+    line = refused(main, *command)
+    assert "no router" in line
+    assert line.endswith("1, 2, 4, 8, 16, random, oracle")
 
 
 def test_adapters_are_put_on_top(command, tiny_folder, tmp_path, file, generated):

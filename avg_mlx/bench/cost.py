@@ -1,9 +1,9 @@
-"""Counted work: operations and bytes of every stage, from its shapes. Numbers only, no MLX.
+"""Counted work: the operations and bytes of every stage, from its shapes. Nothing here imports MLX.
 
-What multiplies is counted (linear layers, the patch convolution, attention), a multiplication and its addition as two
-operations; what goes element by element is not. A product reads its operands and writes its result once, and a call
-reads its weights once. Attention is counted as a fused kernel does it: scores are never written, and causal ones above
-the diagonal never computed.
+Products are counted (linear layers, the patch convolution, attention), with a multiplication and its addition as two
+operations. Element-wise work is not counted. A product reads its operands and writes its result once, and a call reads
+its weights once. Attention is counted as a fused kernel computes it: scores are never written, and those above the
+diagonal of causal attention are never computed.
 """
 
 import itertools
@@ -30,15 +30,15 @@ class Work:
         return Work(times * self.flop, times * self.bytes)
 
     def seconds(self, flop_per_second: float, bytes_per_second: float) -> float:
-        """What a device with these peaks needs at least."""
+        """The least time that a device with these peaks needs."""
         return max(self.flop / flop_per_second, self.bytes / bytes_per_second)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Counts a model's stages.
+    """Counts the work of a model's stages.
 
-    bits: bits per weight of each of PARTS; activation_bits: bits per number of activations and the KV cache.
+    bits: bits per weight of each of PARTS. activation_bits: bits per number of activations and the KV cache.
     """
 
     config: Config
@@ -46,7 +46,7 @@ class Cost:
     activation_bits: float = 16
 
     def vision(self, crops: int) -> Work:
-        """The vision tower's layers that are run, and the projector."""
+        """Work of the vision tower, up to the last layer that is run, and of the projector."""
         vision, tower = self.config.vision, "vision_tower"
         D, hidden = vision.hidden_size, vision.intermediate_size
         patches = vision.patch_grid[0] * vision.patch_grid[1]
@@ -64,23 +64,23 @@ class Cost:
         return work
 
     def router(self, crops: int, text_tokens: int) -> Work:
-        """The router as it runs: it projects before pooling, and reads the filtered text once for all crops."""
+        """Work of the router as it runs here: it projects before pooling and reads the text once for all crops."""
         patches = self.config.vision.patch_grid[0] * self.config.vision.patch_grid[1]
         visual = self._mixed(crops, patches, sum(self.config.granularities))
         kept = self.config.filtered_text_num
         return self._text_filter(text_tokens) + visual + self._mixed(1, kept, kept)
 
     def reference_router(self, crops: int, text_tokens: int) -> Work:
-        """The router as the reference runs it: every crop's pyramid and text pass all of it."""
+        """Work of the router as the reference runs it: every crop's pyramid and text pass all layers."""
         rows = self.config.voter_size
         return self._text_filter(text_tokens) + self._mixed(crops, rows, rows)
 
     def prefill(self, positions: int) -> Work:
-        """A prompt up to its first token, as mlx-lm runs it: the last position passes by itself."""
+        """Work from a prompt to its first token, as mlx-lm runs it: the last position passes by itself."""
         return self.fill(positions - 1) + self.decode(positions)
 
     def fill(self, positions: int) -> Work:
-        """Positions that only fill the cache: the last layer computes nothing but keys and values for them."""
+        """Work of positions that only fill the cache: in the last layer they need just their keys and values."""
         work = Work()
         for start in range(0, positions, PREFILL_STEP):
             rows = min(PREFILL_STEP, positions - start)
@@ -88,11 +88,11 @@ class Cost:
         return work
 
     def reference_prefill(self, positions: int) -> Work:
-        """A prompt up to its first token with all layers run for all positions."""
+        """Work from a prompt to its first token if all positions pass all layers."""
         return self._layers * self._layer(positions, 0) + self._head()
 
     def decode(self, context: int) -> Work:
-        """One more token, the last of `context` positions."""
+        """Work of one more token, which becomes the last of `context` positions."""
         return self._layers * self._layer(1, context - 1) + self._head()
 
     @property
@@ -101,14 +101,13 @@ class Cost:
 
     @property
     def _attention_widths(self) -> tuple[int, int]:
-        """Of queries, and of keys or values."""
-        text = self.config.text
-        heads = text["num_attention_heads"]
-        head_dim = text.get("head_dim") or text["hidden_size"] // heads
-        return heads * head_dim, (text.get("num_key_value_heads") or heads) * head_dim
+        """The widths of queries, and of keys or values."""
+        text, size = self.config.text, self.config.head_size
+        heads: int = text["num_attention_heads"]
+        return heads * size, (text.get("num_key_value_heads") or heads) * size
 
     def _layer(self, rows: int, cached: int) -> Work:
-        """A layer of the language model: `rows` new positions after `cached` ones."""
+        """Work of a layer of the language model for `rows` new positions after `cached` ones."""
         llm, D, hidden = "language_model", self.config.hidden_size, self.config.text["intermediate_size"]
         queries, keys = self._attention_widths
         return (
@@ -127,7 +126,7 @@ class Cost:
         return self._linear("language_model", 1, self.config.hidden_size, self.config.vocab_size)
 
     def _mixed(self, crops: int, projected: int, positions: int) -> Work:
-        """Crop mixer and scorer: `projected` rows of a crop become queries, keys and values of `positions`."""
+        """Work of crop mixer and scorer, where `projected` rows of a crop become the q, k and v of `positions`."""
         D, rows = self.config.hidden_size, crops * positions
         return (
             3 * self._linear("router", crops * projected, D, D)
@@ -145,6 +144,6 @@ class Cost:
         return Work(2 * rows * inner * outer, weights + self.activation_bits / 8 * rows * (inner + outer))
 
     def _attention(self, queries: int, keys: int, pairs: int, query_width: int, key_width: int) -> Work:
-        """`pairs` scores: queries and results are `query_width` wide, keys and values `key_width`."""
+        """Work of `pairs` scores, where queries and results are `query_width` wide, keys and values `key_width`."""
         numbers = 2 * queries * query_width + 2 * keys * key_width
         return Work(4 * pairs * query_width, self.activation_bits / 8 * numbers)

@@ -1,9 +1,9 @@
-"""Where an answer's time and memory go at each granularity: measured, and counted beside it."""
+"""Where an answer's time and memory go at each granularity: both measured and counted."""
 
 import contextlib
 import platform
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
@@ -12,23 +12,28 @@ from typing import Any
 import mlx.core as mx
 from PIL import Image
 
+from ..config import Config
 from ..errors import InputError
-from ..inference.generation import Answer, generate
+from ..inference.answer import Answer
+from ..inference.generation import generate
+from ..inference.options import AUTO
 from ..inputs.image_io import ImageSource
 from ..inputs.prompt import PLACEHOLDER_ID, build_messages, encode_messages
+from ..inputs.tokenizer import Tokenizer
 from ..model.avg_llava import Model
 from ..model.inventory import parts_of
+from ..progress import Progress, silent
 from ..version import VERSION
 from .cost import Cost, Work
 
 STAGES = ("preprocess", "vision", "router", "prefill")
 TEXT_TOKENS = 60
-CERTAIN = 1e4  # a logit that no other comes near
+CERTAIN = 1e4  # a logit far above all others
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of a few measurements, with the smallest and the largest."""
+    """The median of a few measurements, with the least and the most."""
 
     median: float
     least: float
@@ -36,12 +41,13 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
+        """The spread of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one granularity takes. Times are seconds, work is counted."""
+    """What an answer takes at one granularity. Times are in seconds, and work is counted."""
 
     granularity: int
     visual_tokens: int
@@ -57,28 +63,46 @@ class Row:
 
     @property
     def work_to_first_token(self) -> Work:
+        """The counted work of all stages before the first token."""
         return self.work["vision"] + self.work["router"] + self.work["prefill"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked, and how often. Every round passes all granularities, so that drift is shared."""
+    """What is asked, and how often. Every round passes all granularities, so that drift affects them alike.
+
+    Raises InputError for numbers that are out of bounds.
+    """
 
     prompt: str
     image: ImageSource
     granularities: tuple[int, ...]
-    repeats: int = 3
-    warmup: int = 1
-    decode_tokens: int = 32
+    repeats: int = 3  # measured rounds
+    warmup: int = 1  # rounds before them
+    decode_tokens: int = 32  # after the first token
+
+    def __post_init__(self) -> None:
+        for name, least in (("repeats", 1), ("warmup", 0), ("decode_tokens", 1)):
+            if (value := getattr(self, name)) < least:
+                raise InputError(f"{name} is {value}; expected {least} or more")
+        if not self.granularities:
+            raise InputError("there is no granularity to measure; give one or more")
+
+    def check(self, config: Config) -> None:
+        """Raise InputError for a granularity that the model does not have."""
+        unknown = set(self.granularities) - set(config.granularities)
+        if unknown:
+            choices = ", ".join(map(str, sorted(config.granularities)))
+            raise InputError(f"granularity {min(unknown)} is not one of this model's; choose from {choices}")
 
 
-def measure(model: Model, tokenizer, options: Options, progress: Callable[[int, int], None]) -> list[Row]:
-    """A row for each granularity, coarsest first; `progress` is told (answers done, answers in all)."""
+def measure(model: Model, tokenizer: Tokenizer, options: Options, report: Progress = silent) -> list[Row]:
+    """Measure each granularity, the coarsest first; `report` is called with the answers done and all answers.
+
+    Raises InputError for options that the model cannot run.
+    """
+    options.check(model.config)
     granularities = sorted(options.granularities)
-    unknown = set(granularities) - set(model.config.granularities)
-    if unknown:
-        choices = ", ".join(map(str, sorted(model.config.granularities)))
-        raise InputError(f"granularity {min(unknown)} is none of this model's: {choices}")
     answers: dict[int, list[Answer]] = {g: [] for g in granularities}
     rounds, done = options.warmup + options.repeats, 0
     with _endless(tokenizer):
@@ -87,13 +111,13 @@ def measure(model: Model, tokenizer, options: Options, progress: Callable[[int, 
                 answer = ask(model, tokenizer, options, g)
                 if n >= options.warmup:
                     answers[g].append(answer)
-                progress(done := done + 1, rounds * len(granularities))
+                report(done := done + 1, rounds * len(granularities))
     cost = cost_of(model)
     return [_row(g, answers[g], cost) for g in granularities]
 
 
-def ask(model: Model, tokenizer, options: Options, granularity: int) -> Answer:
-    """An answer for which the router has been run, and has found `granularity` best."""
+def ask(model: Model, tokenizer: Tokenizer, options: Options, granularity: int) -> Answer:
+    """Answer once at `granularity`; the router, where there is one, is run and chooses it."""
     mx.reset_peak_memory()
     with steered(model, granularity):
         return generate(
@@ -101,14 +125,14 @@ def ask(model: Model, tokenizer, options: Options, granularity: int) -> Answer:
             tokenizer,
             options.prompt,
             options.image,
-            granularity="auto" if model.config.has_router else granularity,
-            max_tokens=options.decode_tokens + 1,  # the first one belongs to the prompt
+            granularity=AUTO if model.config.has_router else granularity,
+            max_tokens=options.decode_tokens + 1,  # the first token is the prompt's
         )
 
 
 @contextlib.contextmanager
 def steered(model: Model, granularity: int) -> Iterator[None]:
-    """The router does all its work, but its last bias decides; without a router, nothing is done."""
+    """Let the router do all its work, but let its last bias decide. Does nothing for a model without a router."""
     if not model.config.has_router:
         yield
         return
@@ -122,8 +146,8 @@ def steered(model: Model, granularity: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _endless(tokenizer) -> Iterator[None]:
-    """No token ends an answer, so that all answers are equally long."""
+def _endless(tokenizer: Tokenizer) -> Iterator[None]:
+    """Let no token end an answer, so that all answers are equally long."""
     ends = tokenizer.eos_token_ids
     tokenizer.eos_token_ids = ()
     try:
@@ -154,13 +178,13 @@ def _row(granularity: int, answers: Sequence[Answer], cost: Cost) -> Row:
 
 
 def cost_of(model: Model) -> Cost:
-    """Counts a model as it stands: its weights' bits, and activations as wide as its newline token."""
+    """A cost model of this model, with its weights' bits and with activations as wide as its newline token."""
     bits = {part.name: part.bits_per_weight for part in parts_of(model)}
     return Cost(model.config, bits, 8 * model.image_newline.itemsize)
 
 
-def describe(model: Model, tokenizer, options: Options) -> dict[str, Any]:
-    """What was measured, and on what."""
+def describe(model: Model, tokenizer: Tokenizer, options: Options) -> dict[str, Any]:
+    """What is measured, and on which device and versions."""
     parts = parts_of(model)
     kind = "CPU"
     if mx.default_device().type == mx.DeviceType.gpu:
@@ -182,17 +206,18 @@ def describe(model: Model, tokenizer, options: Options) -> dict[str, Any]:
 
 
 def synthetic_image(width: int, height: int) -> bytes:
-    """A JPEG file of that size with something to see everywhere."""
+    """A JPEG file of that size that has detail everywhere."""
     file = BytesIO()
     picture = Image.merge("RGB", [Image.effect_mandelbrot((width, height), (-2, -1.2, 1, 1.2), q) for q in (9, 30, 99)])
     picture.save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
-def prompt_of(tokenizer, text_tokens: int | None) -> str:
-    """A question that makes a prompt of so many text tokens, the conversation's template and BOS among them.
+def prompt_of(tokenizer: Tokenizer, text_tokens: int | None) -> str:
+    """A question that makes a prompt of that many text tokens, including the conversation's template and BOS.
 
-    None: TEXT_TOKENS, or what the shortest question makes where the template alone takes as many.
+    None stands for TEXT_TOKENS, or for the shortest prompt where the template alone takes that many. Raises InputError
+    if no question gives exactly that many.
     """
     template = count_text_tokens(tokenizer, "a") - 1
     text_tokens = text_tokens or max(TEXT_TOKENS, template + 1)
@@ -205,7 +230,7 @@ def prompt_of(tokenizer, text_tokens: int | None) -> str:
     return question
 
 
-def count_text_tokens(tokenizer, prompt: str) -> int:
-    """Of a prompt about one image."""
+def count_text_tokens(tokenizer: Tokenizer, prompt: str) -> int:
+    """The number of text tokens in a prompt about one image."""
     ids = encode_messages(tokenizer, build_messages(prompt, images=1))
     return sum(id != PLACEHOLDER_ID for id in ids)

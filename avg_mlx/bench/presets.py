@@ -1,4 +1,4 @@
-"""Random weights in the released family's shapes, made where no checkpoint is at hand."""
+"""Random weights in the shapes of the released family, for when there is no checkpoint."""
 
 import tempfile
 from pathlib import Path
@@ -9,6 +9,7 @@ import mlx.core as mx
 from ..config import KNOWN_TOWERS, MODEL_TYPE, Config
 from ..files import write_json
 from ..inputs.prompt import CHAT_TEMPLATE
+from ..inputs.tokenizer import Tokenizer
 from ..model.avg_llava import Model
 from ..model.inventory import tensors_of
 from ..weights.checkpoint import load_tokenizer
@@ -17,7 +18,10 @@ from ..weights.quantization import Quantization
 TOWER = "openai/clip-vit-large-patch14-336"
 
 
-def _shapes(vision: dict[str, int], vocab_size: int, hidden: int, intermediate: int, layers: int, heads: int) -> dict:
+def _shapes(
+    vision: dict[str, int], vocab_size: int, hidden: int, intermediate: int, layers: int, heads: int
+) -> dict[str, Any]:
+    """The keys of `config.json` that differ between presets."""
     return {
         "vision_config": {**KNOWN_TOWERS[TOWER], **vision},
         "vocab_size": vocab_size,
@@ -30,7 +34,7 @@ def _shapes(vision: dict[str, int], vocab_size: int, hidden: int, intermediate: 
 
 
 def _tower(hidden: int, layers: int) -> dict[str, int]:
-    """A smaller CLIP: the patches and proportions of the large one, heads of 64 or less."""
+    """A smaller CLIP with the patches and proportions of the large one, and heads of 64 or less."""
     return {
         "hidden_size": hidden,
         "intermediate_size": 4 * hidden,
@@ -39,12 +43,12 @@ def _tower(hidden: int, layers: int) -> dict[str, int]:
     }
 
 
-# All keep crops of 336 pixels, 24×24 patches and five granularities; towers and language models shrink alike.
+# All keep crops of 336 pixels, 24×24 patches and five granularities; only towers and language models are smaller.
 SHAPES = {
     "tiny": _shapes(_tower(32, 3), vocab_size=512, hidden=64, intermediate=192, layers=2, heads=2),
     "300m": _shapes(_tower(256, 12), vocab_size=32000, hidden=1024, intermediate=3072, layers=16, heads=8),
     "1b": _shapes(_tower(512, 12), vocab_size=32000, hidden=2048, intermediate=5504, layers=16, heads=16),
-    "7b": _shapes({}, vocab_size=32000, hidden=4096, intermediate=11008, layers=32, heads=32),  # the released one
+    "7b": _shapes({}, vocab_size=32000, hidden=4096, intermediate=11008, layers=32, heads=32),  # as released
 }
 KEYS: dict[str, Any] = {
     "model_type": MODEL_TYPE,
@@ -69,7 +73,7 @@ def preset_keys(name: str) -> dict[str, Any]:
 
 
 def random_model(name: str, dtype: str = "float16", quantization: Quantization | None = None) -> Model:
-    """A preset's model; each tensor is drawn, cast and quantized by itself, so that nothing is held twice."""
+    """A preset's model. Each tensor is drawn, cast and quantized by itself, so that none is held twice."""
     mx.random.seed(0)
     keys = preset_keys(name)
     model = Model(Config.from_dict(keys))
@@ -82,13 +86,14 @@ def random_model(name: str, dtype: str = "float16", quantization: Quantization |
     return model
 
 
-def word_tokenizer(vocab_size: int):
-    """A tokenizer of whole words, one token each; those it decodes are "w3", "w4" and so on, all others unknown."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+def word_tokenizer(vocab_size: int) -> Tokenizer:
+    """A tokenizer of whole words, one token each. Its words are "w3", "w4" and so on, and all others are unknown."""
+    import tokenizers
+    from tokenizers import models, pre_tokenizers, processors
 
     special = {"<unk>": 0, "<s>": 1, "</s>": 2}
     words = {f"w{id}": id for id in range(len(special), vocab_size)}
-    tokenizer = Tokenizer(models.WordLevel(special | words, unk_token="<unk>"))
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(special | words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", special["<s>"])])
     settings = {

@@ -5,13 +5,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..files import replacing
+from ..markdown import table
 from .measure import STAGES, Row
 
 Report = dict[str, Any]
 
+# Colours that colour-blind readers tell apart (Okabe and Ito's), and that differ in grey.
+COLORS = dict(zip(STAGES, ("#000000", "#0072B2", "#E69F00", "#56B4E9"), strict=True))
+
 
 def make_report(about: Report, rows: Sequence[Row]) -> Report:
-    """The JSON object: what was measured on what, a row for each granularity, and finest against coarsest."""
+    """The JSON object: what was measured, a row for each granularity, and the finest compared with the coarsest."""
     coarsest, finest = rows[0], rows[-1]
     return {
         **about,
@@ -26,7 +31,7 @@ def make_report(about: Report, rows: Sequence[Row]) -> Report:
 
 
 def markdown(report: Report) -> str:
-    """The whole report in words and tables."""
+    """The report as Markdown."""
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     bits = ", ".join(f"{part} {number:g}" for part, number in report["bits_per_weight"].items())
     return "\n".join(
@@ -37,11 +42,11 @@ def markdown(report: Report) -> str:
             f"{report['image']}, {report['text_tokens']} text tokens; {report['decode_tokens']} tokens decoded; "
             f"median (least–most) of {report['repeats']} after {report['warmup']} to warm up.",
             "",
-            *_measured(report["rows"]),
+            _measured(report["rows"]),
             "",
-            "Counted (TFLOP, and GB moved):",
+            "Counted: TFLOP, and GB moved.",
             "",
-            *_counted(report["rows"]),
+            _counted(report["rows"]),
             *_compared(report["finest_to_coarsest"]),
         ]
     )
@@ -58,60 +63,67 @@ def _compared(ratio: Report) -> list[str]:
     ]
 
 
-def _measured(rows: Sequence[Report]) -> list[str]:
-    stages = " | ".join(STAGES)
-    return [
-        f"| tokens per crop | visual tokens | {stages} | time to first token, s | decode tokens/s | peak memory, GB |",
-        "|---" * (len(STAGES) + 5) + "|",
-        *(
-            f"| {row['granularity']} | {row['visual_tokens']} | "
-            + " | ".join(_spread(row[stage]) for stage in (*STAGES, "time_to_first_token"))
-            + f" | {_spread(row['decode_tokens_per_second'])} | {row['peak_memory_gb']['median']:.3g} |"
+def _measured(rows: Sequence[Report]) -> str:
+    times = ("time to first token, s", "decode tokens/s", "peak memory, GB")
+    return table(
+        ["tokens per crop", "visual tokens", *STAGES, *times],
+        [
+            [
+                row["granularity"],
+                row["visual_tokens"],
+                *(_spread(row[what]) for what in (*STAGES, "time_to_first_token", "decode_tokens_per_second")),
+                f"{row['peak_memory_gb']['median']:.3g}",
+            ]
             for row in rows
-        ),
-    ]
+        ],
+    )
 
 
 def _spread(spread: Report) -> str:
     return f"{spread['median']:.3g} ({spread['least']:.3g}–{spread['most']:.3g})"
 
 
-def _counted(rows: Sequence[Report]) -> list[str]:
-    names = ("vision", "router", "prefill", "to first token", "one decode step")
-    return [
-        f"| tokens per crop | {' | '.join(names)} |",
-        "|---" * (len(names) + 1) + "|",
-        *(
-            f"| {row['granularity']} | "
-            + " | ".join(
-                f"{work['flop'] / 1e12:.3g}, {work['bytes'] / 1e9:.3g}"
-                for work in (
-                    *(row["work"][stage] for stage in ("vision", "router", "prefill")),
-                    row["work_to_first_token"],
-                    row["work"]["decode"],
-                )
-            )
-            + " |"
+def _counted(rows: Sequence[Report]) -> str:
+    return table(
+        ["tokens per crop", "vision", "router", "prefill", "to first token", "one decode step"],
+        [
+            [
+                row["granularity"],
+                *(_work(row["work"][stage]) for stage in ("vision", "router", "prefill")),
+                _work(row["work_to_first_token"]),
+                _work(row["work"]["decode"]),
+            ]
             for row in rows
-        ),
-    ]
+        ],
+    )
+
+
+def _work(work: Report) -> str:
+    return f"{work['flop'] / 1e12:.3g}, {work['bytes'] / 1e9:.3g}"
 
 
 def plot(report: Report, picture: Path) -> Path | None:
-    """Stages stacked for each granularity; None where the plotting library (the plot extra) is not installed."""
+    """Draw the seconds to the first token by stage, a bar for each granularity.
+
+    Returns None where the plotting library (the plot extra) is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
-    labels = [f"{row['granularity']}\n({row['visual_tokens']} tokens)" for row in report["rows"]]
+    labels = [f"{row['granularity']}\n({row['visual_tokens']})" for row in report["rows"]]
     height = [0.0] * len(labels)
     for stage in STAGES:
         seconds = [row[stage]["median"] for row in report["rows"]]
-        axes.bar(labels, seconds, bottom=height, label=stage)
+        axes.bar(labels, seconds, 0.7, height, label=stage, color=COLORS[stage], edgecolor="white", linewidth=0.5)
         height = [below + more for below, more in zip(height, seconds, strict=True)]
-    axes.set(xlabel="tokens per crop", ylabel="seconds to the first token", title=report["model"])
-    axes.legend()
-    figure.savefig(picture, dpi=150)
+    axes.set(
+        xlabel="tokens per crop (visual tokens in all)", ylabel="seconds to the first token", title=report["model"]
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(reverse=True, frameon=False)  # in the order in which the stages lie on each other
+    with replacing(picture) as partial:
+        figure.savefig(partial)
     return picture

@@ -1,1 +1,1 @@
-"""Questions with known answers, asked at every granularity: accuracy, visual tokens and time of each way to choose."""
+"""Asks questions with known answers at every granularity, and compares the ways to choose one."""

@@ -1,4 +1,4 @@
-"""Exact match, after the public VQA evaluation's normalization."""
+"""Exact match after the normalization of the public VQA evaluation."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "
 NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(NUMBER_WORDS)}
 ARTICLES = ("a", "an", "the")
 PUNCTUATION = re.compile(r"""[]["(){}<>;/\\=+_\-@`,?!]""")
-# Without those that are other words when their apostrophe is missing: its, lets, well, were, ill, shell, …
+# Left out are those that are other words without their apostrophe: its, lets, well, were, ill, shell, …
 CONTRACTED = """
     ain't aren't can't couldn't couldn't've could've didn't doesn't don't hadn't hadn't've hasn't haven't isn't
     mightn't mightn't've might've mustn't must've needn't not've oughtn't shan't shouldn't shouldn't've should've
@@ -22,11 +22,11 @@ CONTRACTIONS = {word.replace("'", ""): word for word in CONTRACTED.split()}
 
 
 def normalize(answer: str) -> str:
-    """An answer as the VQA evaluation compares it (https://visualqa.org/evaluation.html).
+    """Normalize an answer as the VQA evaluation does (https://visualqa.org/evaluation.html).
 
-    Lower case; no periods but decimal points; no commas within numbers; other punctuation is a space, but for
-    apostrophes and colons; number words are digits; no articles; contractions have their apostrophe. Of an answer
-    that would vanish ("A", "?") what was there is kept.
+    Everything is lower case. Periods go unless they are decimal points, commas within numbers go, and other punctuation
+    becomes a space, except for apostrophes and colons. Number words become digits, articles go, and contractions get
+    their apostrophe. An answer that would vanish ("A", "?") is kept.
     """
     text = answer.lower().replace("’", "'")
     bare = re.sub(r"(?<=\d),(?=\d)", "", text)
@@ -37,5 +37,5 @@ def normalize(answer: str) -> str:
 
 
 def matches(answer: str, accepted: Iterable[str]) -> bool:
-    """Whether an answer is one of the accepted ones."""
+    """Whether an answer equals an accepted one after normalization."""
     return normalize(answer) in map(normalize, accepted)

@@ -12,23 +12,23 @@ ADAPTIVE, RANDOM, ORACLE = "adaptive", "random", "oracle"
 
 
 def all_modes(config: Config) -> list[str]:
-    """Every mode that a model has: the router's choice, each granularity by itself, chance, and hindsight."""
+    """Every mode of a model: the router's choice, each granularity by itself, chance, and hindsight."""
     fixed = [str(g) for g in sorted(config.granularities)]
     return [*([ADAPTIVE] if config.has_router else []), *fixed, RANDOM, ORACLE]
 
 
-def check_modes(modes: Sequence[str], config: Config) -> list[str]:
-    """`modes` in their order, each once; InputError if the model does not have one."""
-    known = all_modes(config)
-    if ADAPTIVE in modes and not config.has_router:
+def check_modes(modes: Sequence[str | int], config: Config) -> list[str]:
+    """Return each of `modes` once, in the order of `all_modes`. Raises InputError if the model lacks one."""
+    known, wanted = all_modes(config), [str(mode) for mode in modes]
+    if ADAPTIVE in wanted and not config.has_router:
         raise InputError(f"this model has no router (a Stage-3 checkpoint); choose from {', '.join(known)}")
-    unknown = [mode for mode in modes if mode not in known]
+    unknown = [mode for mode in wanted if mode not in known]
     if unknown:
-        raise InputError(f"mode {unknown[0]} is not one of this model's: {', '.join(known)}")
-    return [mode for mode in known if mode in modes]
+        raise InputError(f"mode {unknown[0]} is not one of this model's; choose from {', '.join(known)}")
+    return [mode for mode in known if mode in wanted]
 
 
-def choose(
+def granularity_of(
     mode: str,
     granularities: Sequence[int],
     probabilities: Sequence[float] | None,
@@ -36,9 +36,10 @@ def choose(
     seed: int,
     key: str,
 ) -> int:
-    """A mode's granularity, given the router's probabilities and the feedback losses of all of them.
+    """The granularity that a mode takes, given the router's probabilities and the feedback losses of all of them.
 
-    Chance is a function of `seed` and the question's `key`, so that neither the order nor who answers matters.
+    Chance is a function of `seed` and the question's `key`, so that neither the order of questions nor the process
+    that answers matters.
     """
     if mode == ADAPTIVE:
         assert probabilities is not None

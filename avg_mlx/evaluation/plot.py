@@ -1,73 +1,200 @@
 """Pictures of an evaluation: accuracy against visual tokens, and what the router chose."""
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import replacing
+from .labels import Box, Point, along, place
+from .modes import ADAPTIVE, ORACLE, RANDOM
+
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Where a mode's name stands, in points from its own; the fixed ones' stand below.
-PLACES = {"oracle": (0, 8, "center", "bottom"), "adaptive": (8, 0, "left", "center")}
+DPI = 150
+MARKER = 11  # points; a label keeps that far from every mode
+LEADER = 6  # points between marker and label from which on a line joins them
+NAME = 32  # characters of a category's name, at most
+WIDE = 0.065  # share of a bar from which on its number stands inside
+GREY = "0.35"
+# Colours that colour-blind readers tell apart (Okabe and Ito's), shapes for print, and what the legend says.
+STYLES = {
+    ADAPTIVE: ("#0072B2", "D", 8, "adaptive: the router's choice"),
+    RANDOM: ("#D55E00", "^", 9, "random: a choice by chance"),
+    ORACLE: ("#009E73", "*", 13, "oracle: the choice of least loss"),
+}
+FIXED = "one granularity for all: visual tokens per crop"
 
 
 def plot_accuracy(summary: Mapping[str, Any], picture: Path) -> Path | None:
-    """Draw a summary's modes, each a point; None where the plotting library (the plot extra) is not installed."""
+    """Draw each mode of a summary as a point with its interval.
+
+    Returns None where the plotting library (the plot extra) is not installed.
+    """
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
     except ImportError:
         return None
-    points = {mode: (one["visual_tokens"], one["accuracy"]) for mode, one in summary["modes"].items()}
-    fixed = {mode: point for mode, point in points.items() if mode.isdecimal()}
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    modes: Mapping[str, Any] = summary["modes"]
+    fixed = [one for mode, one in modes.items() if mode not in STYLES]
+    figure = Figure(figsize=(7, 4.8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     if fixed:
-        axes.plot(*zip(*fixed.values(), strict=True), marker="o", color="0.6", linewidth=1)
-    for mode, point in points.items():
-        if mode not in fixed:
-            axes.plot(*point, marker="o", markersize=8)
-        x, y, ha, va = PLACES.get(mode, (0, -8, "center", "top"))
-        color = "0.4" if mode in fixed else "black"
-        axes.annotate(mode, point, (x, y), textcoords="offset points", ha=ha, va=va, color=color)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator([tokens for tokens, _ in (fixed or points).values()]))
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    axes.margins(0.1, 0.15)
-    axes.set(xlabel="visual tokens (mean)", ylabel="accuracy", title=f"{summary['questions']} questions")
+        _draw(axes, fixed, color=GREY, marker="o", markersize=5, linestyle="-", linewidth=1, label=FIXED, zorder=3)
+    for mode, (color, marker, size, label) in STYLES.items():
+        if mode in modes:
+            _draw(axes, [modes[mode]], color=color, marker=marker, markersize=size, linestyle="", label=label)
+    _scale(axes, [one["visual_tokens"] for one in modes.values()])
+    axes.set_title(f"{summary['questions']:,} questions", fontsize="medium")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    _name(figure, axes, modes)
     return _save(figure, picture)
 
 
+def _draw(axes: "Axes", modes: Sequence[Mapping[str, Any]], **style: Any) -> None:
+    """Draw modes as points with intervals."""
+    accuracy = [one["accuracy"] for one in modes]
+    below = [max(0.0, one["accuracy"] - one["interval"][0]) for one in modes]
+    above = [max(0.0, one["interval"][1] - one["accuracy"]) for one in modes]
+    tokens = [one["visual_tokens"] for one in modes]
+    axes.errorbar(tokens, accuracy, yerr=[below, above], elinewidth=1, capsize=2.5, **style)
+
+
+def _scale(axes: "Axes", tokens: Sequence[float]) -> None:
+    """Set the axes' scales, ticks and names."""
+    from matplotlib.ticker import NullLocator
+
+    low, high = min(tokens), max(tokens)
+    spare = 1.1 * (high / low) ** 0.1
+    axes.set_xscale("log")
+    axes.set_xlim(low / spare, high * spare)
+    axes.xaxis.set_major_locator(_ticks(*axes.get_xlim()))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(y=0.12)
+    bottom, top = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if max(bottom, 0) <= tick <= min(top, 1)])
+    axes.yaxis.set_major_formatter(lambda accuracy, _: f"{100 * accuracy:.4g}%")
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel="mean visual tokens per question (log scale)", ylabel="accuracy with 95 % interval")
+
+
+def _ticks(low: float, high: float) -> Any:
+    """1, 2, 5, 10 and so on; where fewer than three of them lie between `low` and `high`, other round numbers."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
+    ticks = [digit * 10.0**power for power in range(-1, 7) for digit in (1, 2, 5)]
+    shown = [tick for tick in ticks if low <= tick <= high]
+    return FixedLocator(shown) if len(shown) > 2 else MaxNLocator(4)
+
+
+def _name(figure: "Figure", axes: "Axes", modes: Mapping[str, Any]) -> None:
+    """Write each mode's name beside its point."""
+    from matplotlib.patheffects import withStroke
+
+    figure.draw_without_rendering()  # so that it is known where everything stands
+    to_points = 72 / figure.dpi
+
+    def at(tokens: float, accuracy: float) -> Point:
+        x, y = axes.transData.transform((tokens, accuracy)) * to_points
+        return Point(float(x), float(y))
+
+    points = [at(one["visual_tokens"], one["accuracy"]) for one in modes.values()]
+    lines = [
+        point
+        for one in modes.values()
+        for point in along(*(at(one["visual_tokens"], accuracy) for accuracy in one["interval"]))
+    ]
+    fixed = [point for mode, point in zip(modes, points, strict=True) if mode not in STYLES]
+    lines += [point for start, end in itertools.pairwise(fixed) for point in along(start, end)]
+    texts = [
+        axes.annotate(
+            mode,
+            (one["visual_tokens"], one["accuracy"]),
+            (0, 0),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            color=STYLES[mode][0] if mode in STYLES else GREY,
+            fontsize="small",
+            path_effects=[withStroke(linewidth=2, foreground="white")],  # legible where it crosses a line
+            zorder=4,
+        )
+        for mode, one in modes.items()
+    ]
+    extents = [text.get_window_extent() for text in texts]
+    sizes = [(extent.width * to_points, extent.height * to_points) for extent in extents]
+    area = Box(*(float(side) * to_points for side in axes.bbox.extents))
+    for point, box, text in zip(points, place(points, sizes, MARKER, lines, area), texts, strict=True):
+        text.set_position((box.middle.x - point.x, box.middle.y - point.y))
+        text.set_in_layout(False)
+        end = box.nearest(point)
+        if math.dist(point, end) > MARKER / 2 + LEADER:
+            line = {"arrowstyle": "-", "color": text.get_color(), "linewidth": 0.6, "shrinkA": 0, "shrinkB": MARKER / 2}
+            offset = (end.x - point.x, end.y - point.y)
+            axes.annotate("", text.xy, offset, textcoords="offset points", arrowprops=line).set_in_layout(False)
+
+
 def plot_choices(summary: Mapping[str, Any], picture: Path) -> Path | None:
-    """Draw how often the router took each granularity, a bar for each category; None if there is nothing to draw."""
-    categories = summary["modes"].get("adaptive", {}).get("categories")
+    """Draw how often the router took each granularity: a bar for each category, the coarsest on top.
+
+    Returns None if there are no categories or no router, or where the plotting library is not installed.
+    """
+    categories = summary["modes"].get(ADAPTIVE, {}).get("categories", {})
+    asked = {name: one for name, one in categories.items() if one["questions"]}
     try:
-        from matplotlib import colormaps
         from matplotlib.figure import Figure
         from matplotlib.ticker import PercentFormatter
     except ImportError:
         return None
-    if not categories:
+    if not asked:
         return None
-    names, levels = list(categories), sorted(summary["granularities"])
-    figure = Figure(figsize=(7, 1.2 + 0.4 * len(names)), layout="constrained")
+    levels = sorted(summary["granularities"])
+    names = sorted(asked, key=lambda name: (sum(g * asked[name]["shares"][str(g)] for g in levels), name))
+    figure = Figure(figsize=(7, 1.4 + 0.36 * len(names)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     left = [0.0] * len(names)
-    for n, level in enumerate(levels):
-        shares = [categories[name]["shares"][str(level)] for name in names]
-        axes.barh(names, shares, left=left, color=colormaps["viridis"](1 - n / len(levels)), label=str(level))
+    for level, color in zip(levels, _shades(len(levels)), strict=True):
+        shares = [asked[name]["shares"][str(level)] for name in names]
+        bars = axes.barh(
+            range(len(names)), shares, 0.76, left, color=color, edgecolor="white", linewidth=0.7, label=level
+        )
+        ink = "black" if sum(color) > 1.5 else "white"
+        labels = [f"{share:.0%}" if share >= WIDE else "" for share in shares]
+        axes.bar_label(bars, labels, label_type="center", color=ink, fontsize="x-small")
         left = [a + b for a, b in zip(left, shares, strict=True)]
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(names)), [f"{_short(name)} ({asked[name]['questions']:,})" for name in names])
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.set(xlim=(0, 1), xlabel="questions, by the granularity that the router chose")
-    figure.legend(ncols=len(levels), loc="outside upper center", frameon=False)
+    axes.set(
+        xlim=(0, 1),
+        ylim=(len(names) - 0.5, -0.5),
+        xlabel="share of a category's questions, whose number is in brackets",
+    )
+    title = "visual tokens per crop that the router chose"
+    figure.legend(title=title, loc="outside upper center", ncols=len(levels), frameon=False, fontsize="small")
     return _save(figure, picture)
 
 
+def _shades(count: int) -> list[tuple[float, float, float]]:
+    """Colours from light, for coarse, to dark; they differ in brightness too, so that they can be printed in grey."""
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](1 - n / max(1, count - 1))[:3] for n in range(count)]
+
+
+def _short(name: str) -> str:
+    """A category's name, cut where it would leave the bars no room; a dollar sign would begin a formula."""
+    return (name if len(name) <= NAME else f"{name[: NAME - 1]}…").replace("$", r"\$")
+
+
 def _save(figure: "Figure", picture: Path) -> Path:
-    partial = picture.with_name(f".partial-{picture.name}")
-    figure.savefig(partial, dpi=150)
-    partial.replace(picture)
+    with replacing(picture) as partial:
+        figure.savefig(partial, dpi=DPI)
     return picture

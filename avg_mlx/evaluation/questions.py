@@ -11,31 +11,31 @@ from typing import Any
 from ..errors import InputError
 from ..inputs.image_io import read_image_size
 from ..inputs.prompt import PLACEHOLDER
-from ..training.data import read_records
+from ..inputs.records import read_records
 
 EXPECTED = 'expected lines such as {"image": "1.png", "question": "What is it?", "answer": "a cat"}'
-SKIP_BAD = "mend it, or leave such questions out with --skip-bad"
+SKIP_BAD = "fix it, or leave such questions out (skip_bad)"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about an image, and the answers that are right."""
+    """A question about an image, and the answers that count as correct."""
 
     id: str
-    image: str  # as the file names it
+    image: str  # the name that the question file gives
     question: str
     answers: tuple[str, ...]
     category: str | None = None
-    folder: Path = Path()  # where the image's name leads from
+    folder: Path = Path()  # the folder that the image's name is relative to
 
     @property
     def file(self) -> Path:
-        """The image."""
+        """The path of the image."""
         return self.folder / self.image
 
     @cached_property
     def key(self) -> str:
-        """A hash to recognize the question by: what it says, and its image's name and length in bytes."""
+        """A hash that tells questions apart: of all that the file says, and of the image's length in bytes."""
         size = self.file.stat().st_size
         content = [self.id, self.image, size, self.question, self.answers, self.category]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -44,12 +44,13 @@ class Question:
 def read_questions(
     file: str | Path, image_folder: str | Path | None = None, *, skip_bad: bool = False, limit: int | None = None
 ) -> tuple[list[Question], list[str]]:
-    """(the first `limit` questions of a file, what is wrong with the ones left out).
+    """Read the first `limit` questions of a file; the second list says what is wrong with those left out.
 
     A record is `{"id"?, "image", "question", "answer" or "answers": one or several, "category"?}`, or LLaVA's
-    `{"id"?, "image", "conversations"}`, where every human/gpt pair is a question of its own. Images' names lead from
-    `image_folder`, by default the file's. Raises InputError for a file without questions and, unless `skip_bad`, for
-    the first record that cannot be used.
+    `{"id"?, "image", "conversations"}`, where each human/gpt pair is a question. Image names are relative to
+    `image_folder`, which is the file's own folder by default.
+
+    Raises InputError for a file without questions and, unless `skip_bad`, for the first record that cannot be used.
     """
     file = Path(file)
     folder = file.parent if image_folder is None else Path(image_folder)
@@ -63,7 +64,7 @@ def read_questions(
             for question in _questions(record, place.rpartition(" ")[2], folder):
                 _check_image(question.file, checked)
                 if question.key in questions:
-                    raise InputError(f"question {question.id!r} stands there for the second time")
+                    raise InputError(f"question {question.id!r} is there already; remove one of the two")
                 questions[question.key] = question
         except InputError as error:
             bad.append(f"{file}, {place}: {error}")
@@ -78,36 +79,30 @@ def read_questions(
 
 
 def _questions(record: Any, number: str, folder: Path) -> list[Question]:
-    """A record's questions; InputError if there is something wrong with any."""
+    """A record's questions. Raises InputError if one of them cannot be used."""
     if not isinstance(record, dict):
-        raise InputError(f"{_told(record)} is no question; {EXPECTED}")
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"a text holds half a character ({error.reason}); write it again") from None
+        raise InputError(f"{_shown(record)} is not a question; {EXPECTED}")
     id = str(record["id"]) if record.get("id") is not None else number
     image = record.get("image")
     image = image[0] if isinstance(image, list) and len(image) == 1 else image
     if not isinstance(image, str) or not image:
-        raise InputError(f"question {id!r} has {_told(image)} as its image; expected a file's name")
+        raise InputError(f"question {id!r} has {_shown(image)} as its image; expected the name of one file")
     category = str(record["category"]) if record.get("category") is not None else None
-    pairs = _pairs(record["conversations"]) if "conversations" in record else [_pair(record)]
+    if "conversations" in record:
+        pairs = _pairs(record["conversations"])
+    else:
+        pairs = [(record.get("question"), record.get("answers", record.get("answer")))]
     questions = []
     for n, (question, answers) in enumerate(pairs, 1):
         name = f"{id}-{n}" if len(pairs) > 1 else id
         question = question.replace(PLACEHOLDER, "").strip() if isinstance(question, str) else ""
         answers = [answers] if isinstance(answers, str) else answers
         if not question:
-            raise InputError(f"question {name!r} asks nothing; {EXPECTED}")
+            raise InputError(f"question {name!r} has no text; {EXPECTED}")
         if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-            raise InputError(f"question {name!r} has no answer ({_told(answers)}); expected a text, or a list of texts")
+            raise InputError(f"question {name!r} has {_shown(answers)} as its answer; expected a text or several")
         questions.append(Question(name, image, question, tuple(answers), category, folder))
     return questions
-
-
-def _pair(record: dict[str, Any]) -> tuple[Any, Any]:
-    """A simple record's question and answers."""
-    return record.get("question"), record.get("answers", record.get("answer"))
 
 
 def _pairs(conversation: Any) -> list[tuple[Any, Any]]:
@@ -115,23 +110,23 @@ def _pairs(conversation: Any) -> list[tuple[Any, Any]]:
     turns = conversation if isinstance(conversation, list) else []
     speakers = [turn.get("from") if isinstance(turn, dict) else turn for turn in turns]
     if not turns or speakers != ["human", "gpt"] * (len(turns) // 2):
-        raise InputError(f"the turns are by {_told(speakers)}; expected human and gpt in turn, an answer at the end")
+        raise InputError(f"the speakers are {_shown(speakers)}; expected human and gpt in turn, gpt being the last")
     values = [turn.get("value") for turn in turns]
     return list(zip(values[::2], values[1::2], strict=True))
 
 
-def _told(value: Any) -> str:
-    """A value as the file has it, cut short."""
+def _shown(value: Any) -> str:
+    """A value of the file, cut short."""
     return "nothing" if value is None or value == [] else f"{json.dumps(value):.60}"
 
 
 def _check_image(file: Path, checked: dict[Path, InputError | None]) -> None:
-    """Raise InputError for an image that is missing or none, once it is known; pixels are not decoded."""
+    """Raise InputError for a file that is missing or is not an image. Pixels are not decoded; outcomes are kept."""
     if file not in checked:
         try:
-            # Unlike Path.is_file, os.path's is false of a name that is too long.
+            # Unlike Path.is_file, os.path.isfile is False for a name that is too long.
             if not os.path.isfile(file):
-                raise InputError(f"there is no image {file}; is --image-folder right?")
+                raise InputError(f"there is no image {file}; check its name and the image folder")
             read_image_size(file)
             checked[file] = None
         except InputError as error:

@@ -1,4 +1,4 @@
-"""What the results of an evaluation say in all: a summary, and its table in Markdown."""
+"""What the results of an evaluation add up to: a summary, and its table in Markdown."""
 
 import math
 from collections import Counter
@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from .answering import Attempt, Result
+from .. import markdown
+from .results import Attempt, Result
 
-FEW = 6  # categories that still have their columns in the table
+FEW = 6  # categories, up to which the table has a column for each
+TIMES = ("time_to_first_token", "total_time")
 
 
 def summarize(results: Sequence[Result], settings: Mapping[str, Any], skipped: int) -> dict[str, Any]:
-    """Accuracy, visual tokens, time and choices of each mode; times also as ratios of the finest granularity's."""
+    """Accuracy, visual tokens, time and choices of each mode. Times are also given as ratios to the finest mode's."""
     modes: list[str] = settings["modes"]
     summary = {mode: _summarize_mode(results, mode) for mode in modes}
     finest = str(max(results[0].granularities))
     for one in summary.values():
-        for time in ("time_to_first_token", "total_time"):
+        for time in TIMES:
             one[f"{time}_ratio"] = one[time] / summary[finest][time] if finest in summary else None
     return {
         "questions": len(results),
@@ -59,53 +61,51 @@ def _accuracy(attempts: Sequence[Attempt]) -> float:
 
 
 def _shares(attempts: Sequence[Attempt], levels: Sequence[int]) -> dict[str, float]:
-    """How often each granularity was taken."""
+    """The share of the attempts that each granularity has."""
     taken = Counter(attempt.granularity for attempt in attempts)
     return {str(g): taken[g] / len(attempts) for g in levels}
 
 
 def wilson(correct: int, questions: int, z: float = 1.96) -> list[float]:
-    """Wilson's 95 % interval of a share: [low, high]."""
+    """Wilson's 95 % interval of the share of correct answers: [low, high]."""
     p, n = correct / questions, questions
     middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return [max(0.0, (middle - half) / (1 + z**2 / n)), min(1.0, (middle + half) / (1 + z**2 / n))]
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """A summary in Markdown, a line for each mode."""
+    """A summary in Markdown: a row for each mode, and what the columns mean."""
     modes, settings = summary["modes"], summary["settings"]
-    some = next(iter(modes.values()))
-    categories = list(some["categories"]) if len(some["categories"]) <= FEW else []
+    categories = list(next(iter(modes.values()))["categories"])
+    categories = categories if len(categories) <= FEW else []
     levels = sorted(summary["granularities"])
     header = ["mode", "accuracy", "95 % interval", *categories, "visual tokens", "reduction", "first token", "total"]
-    rows = [[*header, *map(str, levels)], ["---"] + ["---:"] * (len(header) - 1 + len(levels))]
-    for mode, one in modes.items():
-        rows.append(
-            [
-                mode,
-                _percent(one["accuracy"]),
-                f"{100 * one['interval'][0]:.1f}–{_percent(one['interval'][1])}",
-                *(_percent(one["categories"][name]["accuracy"]) for name in categories),
-                f"{one['visual_tokens']:.1f}",
-                _percent(one["reduction"]),
-                *(_ratio(one[f"{time}_ratio"]) for time in ("time_to_first_token", "total_time")),
-                *(_percent(one["shares"][str(g)]) if one["shares"][str(g)] else "" for g in levels),
-            ]
-        )
+    rows = [
+        [
+            mode,
+            _percent(one["accuracy"]),
+            f"{100 * one['interval'][0]:.1f}–{_percent(one['interval'][1])}",
+            *(_percent(one["categories"][name]["accuracy"]) for name in categories),
+            f"{one['visual_tokens']:.1f}",
+            _percent(one["reduction"]),
+            *(_ratio(one[f"{time}_ratio"]) for time in TIMES),
+            *(_percent(one["shares"][str(g)]) if one["shares"][str(g)] else "" for g in levels),
+        ]
+        for mode, one in modes.items()
+    ]
     left_out = f", {summary['skipped']} more left out" if summary["skipped"] else ""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", f"{summary['questions']} questions{left_out}; seed {settings['seed']}. {_times(modes, max(levels))}"]
+    lines = [f"{summary['questions']} questions{left_out}; seed {settings['seed']}. {_times(modes, str(max(levels)))}"]
     lines += [f"Columns {levels[0]} to {levels[-1]}: how often that granularity was chosen."] if len(levels) > 1 else []
-    return "\n".join(lines) + "\n"
+    return "\n".join([markdown.table([*header, *levels], rows), "", *lines]) + "\n"
 
 
-def _times(modes: Mapping[str, Any], finest: int) -> str:
-    if str(finest) not in modes:
-        return f"Times have nothing to be compared with: mode {finest} is not among these."
-    one = modes[str(finest)]
+def _times(modes: Mapping[str, Any], finest: str) -> str:
+    if finest not in modes:
+        return f"There are no ratios of times, since mode {finest}, to which they would refer, was not asked for."
+    first, total = (modes[finest][time] for time in TIMES)
     return (
-        f"Times, to the first token and in all, are means as ratios of mode {finest}'s, "
-        f"which took {one['time_to_first_token']:.4f} s and {one['total_time']:.4f} s."
+        "Times to the first token and in total are means, as ratios to those of "
+        f"mode {finest}, which are {first:.4f} s and {total:.4f} s."
     )
 
 
