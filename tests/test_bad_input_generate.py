@@ -42,7 +42,7 @@ def change_keys(file, **changes) -> None:
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/no/where/at-all", "a/b/c", "../owner/name"])
 def test_no_such_folder(ask, name):
-    assert ask(model=name) == f"there is no folder {name}; give a model's folder or a Hub repository such as owner/name"
+    assert ask(model=name) == f"there is no folder {name}; give a folder, a Hub repository such as owner/name, or demo"
 
 
 def test_hub_that_does_not_answer(ask, monkeypatch):

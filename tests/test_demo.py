@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 from avg_mlx import evaluate, generate, load, read_questions
+from avg_mlx.cli.generate import main
 from avg_mlx.weights.demo import demo_model
 
 SAMPLE = ROOT / "tests" / "demo"
@@ -54,6 +55,16 @@ def test_without_a_model_it_answers_and_says_so(tmp_path):
     assert summary[0] == "=" * 10
     quiet = subprocess.run([*command, "--quiet"], capture_output=True, text=True, cwd=tmp_path)
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, done.stdout, f"{line}\n")
+
+
+def test_it_has_a_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model", "demo", "--image", str(PICTURE), "--prompt", SHAPE, "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert (json.loads(out)["text"].strip(), json.loads(out)["model"], err) == ("triangle", "demo", "")
+    (tmp_path / "demo").mkdir()  # a folder of one's own comes first
+    assert main(["--model", "demo", "--prompt", "Why?"]) == 2
+    assert "demo is not a model folder" in capsys.readouterr().err
 
 
 def test_the_question_decides_how_closely_it_looks(demo):

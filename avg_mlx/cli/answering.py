@@ -25,7 +25,7 @@ RELEASED = "zhibinlan/AVG-LLaVA"
 def add_model_options(parser: Parser) -> None:
     """Options that say which model answers."""
     add = parser.add_argument
-    add("--model", help="converted folder or Hub repository (default: mlx_model if it exists, or else the demo model)")
+    add("--model", help="converted folder, Hub repository, or demo (default: mlx_model if it exists, or else demo)")
     add("--revision", help="branch, tag or commit of the Hub repository")
     add("--adapter-path", help="adapters to load on top: a folder that training wrote")
 
@@ -88,7 +88,7 @@ def token_limit(text: str) -> float:
 
 def model_name(args: argparse.Namespace) -> str:
     """The folder or repository that answers. It is named on standard error unless the user named it."""
-    from ..weights.demo import demo_model
+    from ..weights.demo import DEMO
 
     if args.model is not None:
         return str(args.model)
@@ -100,7 +100,7 @@ def model_name(args: argparse.Namespace) -> str:
         f"For the 7B: avg-mlx convert --hf-path {RELEASED} -q",
         file=sys.stderr,
     )
-    return str(demo_model())
+    return DEMO
 
 
 def open_model(

@@ -13,7 +13,7 @@ from .parser import Parser, with_flags
 
 
 class OptionsParser(Parser):
-    """A parser for a dataclass, which parsed arguments have as `options`; it is also read from a YAML file (-c)."""
+    """Parses into a dataclass, which becomes the `options` of the parsed arguments; -c names a YAML file to read too."""
 
     def __init__(self, prog: str, description: str, kind: type[Any]):
         super().__init__(prog=prog, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
@@ -28,7 +28,7 @@ class OptionsParser(Parser):
             groups[option.group].add_argument(_flag(option.name), **_argument(option))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse the command line, then take what it does not say from the YAML file; one line for whatever is wrong."""
+        """Parse the command line, and take from the YAML file what it does not say. Whatever is wrong is one line."""
         parsed = vars(super().parse_args(args, namespace))
         try:
             file = parsed.get("config")
@@ -43,7 +43,7 @@ class OptionsParser(Parser):
 
 
 def _argument(option: Option) -> dict[str, Any]:
-    """How argparse has an option. Values are checked later, those of YAML files among them."""
+    """Describe an option to argparse. Values are checked later, together with those of YAML files."""
     if option.kind is bool:
         return {"action": "store_true", "help": option.help}
     default = " (required)" if option.required else "" if option.default is None else f" (default: {option.default})"
@@ -52,12 +52,12 @@ def _argument(option: Option) -> dict[str, Any]:
 
 
 def missing_options(kind: type[Any], given: Collection[str]) -> list[str]:
-    """The options without a default that are not given."""
+    """List the options that have no default and are not given."""
     return [name for name, option in options_of(kind).items() if option.required and name not in given]
 
 
 def read_yaml(file: str) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+    """Return the mapping in a YAML file, or raise InputError."""
     import yaml
 
     try:
@@ -70,7 +70,7 @@ def read_yaml(file: str) -> dict[str, Any]:
 
 
 def values_of(where: str, content: Mapping[Any, Any], known: Mapping[str, Option], command: str) -> dict[str, Any]:
-    """{name: checked value} of a YAML mapping; what is null is not given, and mlx-lm's lora_parameters may be nested.
+    """Check a YAML mapping: {name: value}. Null counts as not given, and mlx-lm's lora_parameters may be nested.
 
     Raises InputError for a key that is not `known` as an option of `command`, or a value that it cannot have.
     """

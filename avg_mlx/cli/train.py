@@ -73,7 +73,7 @@ def train_router(args: argparse.Namespace) -> None:
 
 
 def train_rglf(args: argparse.Namespace) -> None:
-    """One stage after the other, each as its own command would do it."""
+    """Run one stage after the other, each as its own command would."""
     instruct, router = read_recipe(args.config, args.resume)  # both are checked before hours are spent
     train_instruct(argparse.Namespace(options=instruct))
     train_router(argparse.Namespace(options=router))
@@ -109,14 +109,14 @@ def read_recipe(file: str, resume: bool) -> tuple[InstructOptions, RouterOptions
 
 
 def _of_recipes(kind: type[TrainOptions]) -> dict[str, Option]:
-    """The options that a recipe may have; it decides about the others itself."""
+    """The options that a recipe may set; train rglf sets the others itself."""
     own = ("adapter_path", "base_adapters", "resume")
     return {name: option for name, option in options_of(kind).items() if name not in own}
 
 
 @contextmanager
 def _bars(options: TrainOptions, *titles: str) -> Iterator[list["Bar"]]:
-    """Progress bars of the first process; steps are counted by the last, samples by others."""
+    """Make a progress bar for each title, which only the first process shows."""
     import mlx.core as mx
 
     from .progress import Bar

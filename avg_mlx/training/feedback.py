@@ -127,7 +127,7 @@ def _rounds(
 
 
 def _measure(cache: FeatureCache, sample: Sample) -> np.ndarray:
-    """A sample's row of numbers."""
+    """Compute a sample's row of numbers."""
     model, features = cache.model, cache.features(sample)
     losses = feedback_losses(model, sample, [features], load_crops(model, sample))
     if model.config.has_router:
@@ -153,7 +153,7 @@ def _row(model: Model, sample: Sample, numbers: np.ndarray, author: str) -> Feed
 
 
 def summarize(rows: Sequence[Feedback]) -> str:
-    """A table of how often each granularity wins, then how often the router agrees and what its choices give away."""
+    """Tell how often each granularity wins, how often the router agrees, and how much its choices give away."""
     wins = Counter(row.best for row in rows)
     means = np.mean([row.losses for row in rows], axis=0)
     cells = [

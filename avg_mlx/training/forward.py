@@ -21,7 +21,7 @@ def load_crops(model: Model, sample: Sample) -> list[Crops]:
 
 
 def seen_sample(model: Model, sample: Sample, features: Sequence[mx.array], crops: Sequence[Crops]) -> Seen:
-    """A sample whose images have passed the vision tower, answers and all, as generation sees its prompts."""
+    """Put a sample, answers included, into the form in which generation has its prompts."""
     return Seen(sample.ids, model.embed_text(sample.ids), tuple(crops), tuple(features))
 
 

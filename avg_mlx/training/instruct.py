@@ -82,7 +82,7 @@ class InstructTask:
     seed: int = 0
 
     def micro_losses(self, samples: Sequence[int], batch: Sequence[int], step: int) -> Iterable[MicroLoss]:
-        """A loss for each micro-batch and granularity; samples without images pass only once."""
+        """Yield a loss for each micro-batch and granularity. Samples without images pass only once."""
         granularities = self.model.config.granularities
         if self.granularities_per_step is not None:
             rng = np.random.default_rng([self.seed, step])

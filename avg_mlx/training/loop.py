@@ -40,7 +40,7 @@ class Task(Protocol):
 def step_gradients(
     model: Model, micro_losses: Iterable[MicroLoss], group: mx.distributed.Group
 ) -> tuple[mx.array, Gradients]:
-    """(loss, gradients) of a whole step: its micro-batches' and all processes' shares, summed."""
+    """Sum the shares of all micro-batches and processes into a whole step's (loss, gradients)."""
     loss, gradients = mx.array(0.0), tree_map(mx.zeros_like, model.trainable_parameters())
     for micro_loss in micro_losses:
         value, gradient = nn.value_and_grad(model, micro_loss)()
@@ -82,7 +82,7 @@ def train(
 
 
 class _Loop:
-    """A run on its way. Between any two of its methods it can be saved."""
+    """A run on its way, which can be saved between any two of its methods."""
 
     def __init__(self, model: Model, task: Task, plan: Plan, settings: LoopSettings, run: Run):
         self.model, self.task, self.plan, self.settings, self.run = model, task, plan, settings, run
@@ -105,7 +105,7 @@ class _Loop:
             logger.info("resumed at step %d of %d%s", self.step, self.settings.steps, again)
 
     def take_step(self) -> None:
-        """Change the weights by one step; if it is interrupted before it changes them, they are as they were."""
+        """Take one step. If it is interrupted before the weights change, they stay as they were."""
         start, step, batch = time.perf_counter(), self.step + 1, self.plan.batch(self.step)
         loss, gradients = self._gradients(step, batch)
         with deferred_interrupts():
@@ -147,7 +147,7 @@ class _Loop:
         return Interrupted(f"interrupted at step {self.step} of {steps}; --resume goes on from there")
 
     def _gradients(self, step: int, batch: Sequence[int]) -> tuple[float, Gradients]:
-        """(loss, clipped gradients) of a step; the model is left as it was, also by an interrupt."""
+        """Compute a step's (loss, clipped gradients). The model stays as it was, even if this is interrupted."""
         before = self.model.trainable_parameters()
         self._seed()
         rank, processes = self.group.rank(), self.group.size()

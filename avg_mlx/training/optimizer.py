@@ -19,7 +19,7 @@ class LoopSettings(Optimization):
 
 
 def make_optimizer(settings: LoopSettings) -> optim.Optimizer:
-    """PyTorch's AdamW with warm-up; the vision tower may have a learning rate of its own."""
+    """Make AdamW as PyTorch has it, with warm-up. The vision tower may have a learning rate of its own."""
 
     def adamw(peak: float) -> optim.Optimizer:
         return optim.AdamW(make_schedule(settings, peak), weight_decay=settings.weight_decay, bias_correction=True)
@@ -31,7 +31,7 @@ def make_optimizer(settings: LoopSettings) -> optim.Optimizer:
 
 
 def make_schedule(settings: LoopSettings, peak: float) -> Callable[[mx.array], mx.array]:
-    """Linear warm-up from one share of the peak, then a cosine to zero or a constant."""
+    """Make a learning rate that rises linearly over the warm-up, then falls as a cosine to zero or stays."""
     warmup = math.ceil(settings.warmup * settings.steps)
     if settings.lr_schedule == "constant":
         after = optim.linear_schedule(peak, peak, 1)

@@ -65,7 +65,7 @@ class RouterTask:
     token_cost: float = 0.0  # what all of the finest granularity's visual tokens add to a loss
 
     def micro_losses(self, samples: Sequence[int], batch: Sequence[int], step: int) -> Iterable[MicroLoss]:
-        """A loss for each micro-batch."""
+        """Yield a loss for each micro-batch."""
         for start in range(0, len(samples), self.micro_batch):
             chosen = samples[start : start + self.micro_batch]
             rows = [self.feedback[i] for i in chosen]

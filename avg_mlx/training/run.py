@@ -39,7 +39,7 @@ class Run:
     _journal: Journal | None = field(default=None, init=False)
 
     def open(self, resume: bool) -> "Run":
-        """Begin in a new folder or resume the run in this one, and keep other processes from it until it is closed.
+        """Begin in a new folder or resume the run that is there, and keep other processes out until the run is closed.
 
         In a group of processes the first one alone opens and writes. Raises InputError if the folder cannot be used.
         """
@@ -133,7 +133,7 @@ class Run:
         return step, pending
 
     def _checkpoints(self, *kinds: str) -> list[Path]:
-        """Those of some kinds, or of all, in the order of their steps."""
+        """List the checkpoints of some kinds, or of all, in the order of their steps."""
         return sorted((file for kind in kinds or KINDS for file in self.folder.glob(f"{kind}-*")), key=_step_of)
 
 
@@ -142,7 +142,7 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def _flat(tree: Any) -> dict[str, mx.array]:
-    """In one order, so that a resumed run's files are the same to the byte."""
+    """Flatten a tree in one order, so that a resumed run's files are the same to the byte."""
     return dict(sorted(cast(list[tuple[str, mx.array]], tree_flatten(tree))))
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+DEMO = "demo"  # its name wherever a model is asked for, unless a folder there has that name too
+
 
 def demo_model() -> Path:
     """Return its folder. It was trained by examples/demo, and knows shapes, colours and short texts (docs/demo.md)."""

@@ -13,6 +13,7 @@ from ..errors import AvgMlxError, InputError
 from ..files import read_json
 from ..model.avg_llava import Model
 from ..model.inventory import shapes_of
+from .demo import DEMO, demo_model
 from .pytorch import TOWER, UNUSED, Origin, origin
 from .quantization import DTYPES, Dtype
 from .shards import Shards, open_shards
@@ -21,7 +22,7 @@ HUB_FILES = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
 
 
 def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns: list[str] | None = None) -> Path:
-    """Return a local folder, or download the Hub repository of that name.
+    """Return a local folder or the demo model's, or download the Hub repository of that name.
 
     patterns: the repository's files that are needed; None means all of them. Raises InputError if the path is a file
     or names neither a folder nor a repository, AvgMlxError if the Hub does not deliver the repository.
@@ -32,8 +33,10 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns:
     if folder.exists():
         raise InputError(f"{folder} is a file; give the model's folder")
     repo = str(path_or_repo)
+    if repo == DEMO:
+        return demo_model()
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
-        raise InputError(f"there is no folder {repo}; give a model's folder or a Hub repository such as owner/name")
+        raise InputError(f"there is no folder {repo}; give a folder, a Hub repository such as owner/name, or demo")
     from huggingface_hub import snapshot_download
 
     try:
