@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from .errors import nearest
+
 VERBS = {
     "convert": "PyTorch checkpoint → MLX folder",
     "generate": "image + question → streamed answer",
@@ -31,7 +33,8 @@ def main() -> int:
 
         print(f"avg-mlx {VERSION}")
         return 0
-    print(f"avg-mlx: unknown verb {verb}; choose from {', '.join(VERBS)}", file=sys.stderr)
+    hint = nearest(verb, VERBS) or f"; choose from {', '.join(VERBS)}"
+    print(f"avg-mlx: unknown verb {verb}{hint}", file=sys.stderr)
     return 2
 
 

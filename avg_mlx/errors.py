@@ -1,5 +1,8 @@
 """Errors whose text says what was found, what was expected, and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class AvgMlxError(Exception):
     """Anything that stops the work. The command line prints the text and exits with `exit_status`."""
@@ -19,6 +22,12 @@ class OptionError(InputError, TypeError):
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM stopped long work. What was done is kept; the text says how to resume."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean …?" for the one of `names` that is nearest to a misspelled one, or nothing."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def printable(text: object, limit: int = 300) -> str:

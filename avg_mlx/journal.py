@@ -1,5 +1,6 @@
 """An append-only JSON Lines file that one process writes, and that a later process resumes."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -54,7 +55,8 @@ class Journal:
 
     def close(self) -> None:
         """Give up the lock."""
-        self._stream.close()
+        with contextlib.suppress(OSError):  # of a full disk, which `append` has told
+            self._stream.close()
 
     def append(self, *rows: Row) -> None:
         """Write rows at the end of the file, each on its line."""

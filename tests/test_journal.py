@@ -110,4 +110,3 @@ def test_a_disk_that_refuses_is_named(tmp_path):
         with pytest.raises(AvgMlxError, match=r"No space left.*to resume"):
             journal.append({"n": 1})
         assert journal.rows == []
-        journal._stream = open(tmp_path / "rows.jsonl", "ab")  # noqa: SIM115

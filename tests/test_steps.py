@@ -58,7 +58,10 @@ def test_each_of_several_images_is_routed_by_itself_with_the_same_text(tiny, see
 def test_swapped_images_swap_their_views(tiny):
     forth, back = (route(*tiny, "Which?", photos) for photos in ([WIDE, TALL], [TALL, WIDE]))
     assert forth[0] != forth[1]
-    assert forth == back[::-1]
+    for one, same in zip(forth, back[::-1], strict=True):
+        assert dataclasses.replace(one, routing=None) == dataclasses.replace(same, routing=None)
+        # A BLAS may sum the rows of a batch otherwise in another place: a few roundings of float32.
+        assert np.allclose(one.routing.logits, same.routing.logits, atol=1e-5)
 
 
 def test_the_question_has_a_say(tiny):

@@ -1,19 +1,18 @@
 """Options that a dataclass describes (avg_mlx/training/options.py), on the command line and in YAML files."""
 
 import argparse
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, nearest
 from ..training.checked import Option, options_of
 from .parser import Parser, with_flags
 
 
 class OptionsParser(Parser):
-    """Parses into a dataclass, which becomes the `options` of the parsed arguments; -c names a YAML file to read too."""
+    """Parses into a dataclass, which becomes the `options` of the parsed arguments; -c names a YAML file of more."""
 
     def __init__(self, prog: str, description: str, kind: type[Any]):
         super().__init__(prog=prog, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
@@ -78,8 +77,7 @@ def values_of(where: str, content: Mapping[Any, Any], known: Mapping[str, Option
     for key, value in _flat(content).items():
         name = key.replace("-", "_")
         if name not in known:
-            near = difflib.get_close_matches(key, [option.replace("_", "-") for option in known], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = nearest(key, (option.replace("_", "-") for option in known))
             raise InputError(f"{where}: {key} is not an option of {command}{hint}")
         if value is not None:
             option = replace(known[name], name=key)  # errors say what the file says

@@ -1,6 +1,5 @@
 """The options of looking and decoding: their names, defaults and bounds, checked before any image is read."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict, TypeVar
@@ -8,7 +7,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 import mlx.core as mx
 
 from ..config import Config
-from ..errors import InputError, OptionError
+from ..errors import InputError, OptionError, nearest
 from ..inputs.image_io import MAX_PIXELS
 
 AUTO: Literal["auto"] = "auto"
@@ -146,9 +145,8 @@ def check_names(options: Mapping[str, object], known: type) -> None:
     names = list(known.__annotations__)
     for name in options:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(names))}"
-            raise OptionError(f"{name} is not an option here; {hint}")
+            hint = nearest(name, names) or f"; choose from {', '.join(sorted(names))}"
+            raise OptionError(f"{name} is not an option here{hint}")
 
 
 def pick(kind: type[Options], options: Mapping[str, Any]) -> Options:
