@@ -50,3 +50,18 @@ def test_a_chat_template_cannot_reach_python(folder):
     _, tokenizer = load(folder)
     with pytest.raises(Exception, match="unsafe"):
         encode_messages(tokenizer, build_messages("What is this?", images=1))
+
+
+@pytest.mark.parametrize("id", [512, 100_000, 2**31 - 1, -1, -201])
+def test_ids_outside_the_vocabulary_are_not_looked_up(model, id):
+    """MLX does not check them: it would return whatever lies beyond the embeddings, or crash."""
+    with pytest.raises(AvgMlxError, match=f"token id {id} is not in the vocabulary of 512"):
+        model.embed_text([1, id])
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append(tokenizer["added_tokens"][-1] | {"id": 700, "content": "<more>", "special": False})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(AvgMlxError, match=r"has id \d+, but the model has 512 tokens"):
+        load(folder)

@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
+from ..errors import InputError
 from ..geometry import token_grid
 from ..inputs.image import Crops
 from ..inputs.prompt import PLACEHOLDER_ID
@@ -49,8 +50,16 @@ class Model(nn.Module):
         return self.vision_tower(mx.array(crops.pixels))
 
     def embed_text(self, ids: Sequence[int]) -> mx.array:
-        """Look up the input embeddings of all tokens except the placeholders: (tokens, D)."""
-        return self.language_model.model.embed_tokens(mx.array([i for i in ids if i != PLACEHOLDER_ID]))
+        """Look up the input embeddings of all tokens except the placeholders: (tokens, D).
+
+        Raises InputError for an id outside the vocabulary, since MLX would read beyond the embeddings.
+        """
+        text = [i for i in ids if i != PLACEHOLDER_ID]
+        outside = [i for i in text if not 0 <= i < self.config.vocab_size]
+        if outside:
+            size = self.config.vocab_size
+            raise InputError(f"token id {outside[0]} is not in the vocabulary of {size}; give the model's own ids")
+        return self.language_model.model.embed_tokens(mx.array(text))
 
     def route(self, features: mx.array, text: mx.array) -> mx.array:
         """Compute the router's logits, (granularities,), from one image's features and the prompt's text embeddings."""

@@ -39,6 +39,9 @@ def load(
     folder = find_folder(path_or_repo, revision)
     keys = read_json(folder / "config.json")
     model, tokenizer = load_model(folder, keys, lazy or group is not None), load_tokenizer(folder, keys)
+    largest, size = max(tokenizer.get_vocab().values()), model.config.vocab_size
+    if largest >= size:
+        raise InputError(f"the tokenizer of {folder} has id {largest}, but the model has {size} tokens; convert again")
     if adapter_path is not None:
         load_adapters(model, adapter_path)
     if group is not None:
