@@ -134,7 +134,7 @@ def test_a_file_is_not_a_folder(folder):
 @pytest.mark.parametrize("path", ["absent", "./absent/model", "/absent/model", "a/b/c", "../absent"])
 def test_an_absent_folder_is_not_asked_of_the_hub(path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
-    with pytest.raises(InputError, match=f"no folder {path}; give a model's folder or a Hub repository"):
+    with pytest.raises(InputError, match=f"no folder {path}; give a folder, a Hub repository"):
         load(path)
 
 

@@ -238,7 +238,8 @@ def stall(file, *_, **__):
     time.sleep(60)
 
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell of the tests has made of it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell of the tests has made of them
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 mx.save_safetensors = stall
 from avg_mlx.cli.convert import main
 

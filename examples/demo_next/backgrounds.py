@@ -1,0 +1,109 @@
+"""What lies behind shapes and texts: plain colours, gradients, patterns and photographs."""
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from random import Random
+
+from palette import Color
+from PIL import Image, ImageOps
+
+Size = tuple[int, int]  # (width, height)
+
+# scikit-image's and matplotlib's, which come with these packages. What shows discs or text is left out.
+TRAIN_PHOTOS = (
+    *("astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "motorcycle_right.png", "brick.png"),
+    *("ihc.png", "camera.png", "grass.png", "moon.png", "cell.png"),
+)
+TEST_PHOTOS = ("chelsea.png", "hubble_deep_field.jpg", "gravel.png", "grace_hopper.jpg")
+
+
+def package_folder(name: str) -> Path:
+    """Where an installed package lies, without importing it."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"the demo's recipe needs {name}: pip install -e '.[demo]'")
+    return Path(spec.origin).parent
+
+
+@cache
+def photo(name: str) -> Image.Image:
+    if name == "grace_hopper.jpg":
+        folder = package_folder("matplotlib") / "mpl-data" / "sample_data"
+    else:
+        folder = package_folder("skimage") / "data"
+    return Image.open(folder / name).convert("RGB")
+
+
+def pale(rng: Random) -> Color:
+    """As easy-VQA has them."""
+    return rng.randint(228, 255), rng.randint(228, 255), rng.randint(228, 255)
+
+
+def any_color(rng: Random) -> Color:
+    return rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255)
+
+
+def background(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+    """One of any kind."""
+    kind = rng.random()
+    if kind < 0.25:
+        return photo_part(rng, size, photos)
+    if kind < 0.33:
+        return pattern(rng, size)
+    if kind < 0.5:
+        return gradient(rng, size)
+    return plain(rng, size)
+
+
+def plain(rng: Random, size: Size) -> Image.Image:
+    kind = rng.random()
+    color = (255, 255, 255) if kind < 0.2 else (0, 0, 0) if kind < 0.27 else pale(rng)
+    return Image.new("RGB", size, color if kind < 0.65 else any_color(rng))
+
+
+def nothing_to_see(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+    """A picture without shapes or text, which is mostly no plain one."""
+    kind = rng.random()
+    if kind < 0.6:
+        return photo_part(rng, size, photos)
+    return pattern(rng, size) if kind < 0.8 else background(rng, size, photos)
+
+
+def gradient(rng: Random, size: Size) -> Image.Image:
+    """From one colour to another in some direction."""
+    ramp = Image.linear_gradient("L").rotate(rng.uniform(0, 360), Image.Resampling.BILINEAR)
+    ramp = ramp.crop((40, 40, 216, 216)).resize(size, Image.Resampling.BILINEAR)
+    near = pale(rng) if rng.random() < 0.5 else any_color(rng)
+    far = pale(rng) if rng.random() < 0.5 else any_color(rng)
+    return ImageOps.colorize(ramp, near, far)
+
+
+def pattern(rng: Random, size: Size) -> Image.Image:
+    """Random cells, sharp or blurred, or stripes, between two colours or in all."""
+    columns, rows = rng.choice([3, 5, 8, 16, 40, 100]), rng.choice([3, 5, 8, 16, 40, 100])
+    if rng.random() < 0.3:
+        columns, rows = rng.choice([(columns, 1), (1, rows)])
+    scaling = rng.choice([Image.Resampling.NEAREST, Image.Resampling.BICUBIC, Image.Resampling.BICUBIC])
+    if rng.random() < 0.5:
+        return Image.frombytes("RGB", (columns, rows), rng.randbytes(3 * columns * rows)).resize(size, scaling)
+    cells = Image.frombytes("L", (columns, rows), rng.randbytes(columns * rows)).resize(size, scaling)
+    return ImageOps.colorize(cells, any_color(rng), any_color(rng))
+
+
+def photo_part(rng: Random, size: Size, names: tuple[str, ...]) -> Image.Image:
+    """A part of a photograph, perhaps mirrored, brightened or darkened, its colour channels in any order."""
+    whole = photo(rng.choice(names))
+    largest = min(whole.width / size[0], whole.height / size[1])
+    scale = largest * rng.uniform(0.25, 1.0)
+    w, h = max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
+    x, y = rng.randint(0, whole.width - w), rng.randint(0, whole.height - h)
+    part = whole.crop((x, y, x + w, y + h)).resize(size, Image.Resampling.BILINEAR)
+    if rng.random() < 0.5:
+        part = ImageOps.mirror(part)
+    if rng.random() < 0.5:
+        low, high = rng.uniform(0, 90), rng.uniform(165, 255)
+        part = part.point([int(low + level * (high - low) / 255) for level in range(256)] * 3)
+    if rng.random() < 0.6:
+        part = Image.merge("RGB", rng.sample(part.split(), 3))
+    return part

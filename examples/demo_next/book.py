@@ -1,0 +1,133 @@
+"""Draws what the model learns: pictures, and conversations about them in LLaVA's format.
+
+    python examples/demo_next/book.py build/demo_next
+
+writes mix.json for the language model, router.json and validation.jsonl for the router, and their pictures.
+"""
+
+import json
+import sys
+from multiprocessing import Pool
+from pathlib import Path
+from random import Random
+
+from backgrounds import TRAIN_PHOTOS
+from easy_vqa_data import easy_vqa, easy_vqa_image
+from pictures import OTHER_FONTS, SHAPES, TESTED_FONTS, Scene, draw_scene, some_size
+from PIL import Image
+from questions import Asker, Pair
+from words import some_text
+
+SEED = 0
+PAGES = 60_000
+ROUTER_PAGES = 4_000
+FOR_THE_ROUTER = 300  # of easy-VQA's training images: the language model does not learn them
+TURNS = 5  # of easy-VQA's questions in a conversation
+
+
+def learning_scene(rng: Random) -> Scene:
+    """A text alone, shapes alone, both, or neither."""
+    kind = rng.random()
+    texts = [some_text(rng)] if kind < 0.58 else []
+    shapes = [] if kind < 0.38 or kind >= 0.93 else [rng.choice(SHAPES) for _ in range(rng.choice([1, 1, 1, 2, 2, 3]))]
+    fonts = TESTED_FONTS if rng.random() < 0.65 else OTHER_FONTS
+    shares = (0.2, 0.4) if rng.random() < 0.6 else (0.13, 0.55)
+    return draw_scene(rng, some_size(rng), shapes, texts, TRAIN_PHOTOS, fonts=fonts, shares=shares)
+
+
+def learning_pairs(scene: Scene, rng: Random) -> list[Pair]:
+    """A conversation, in any order."""
+    often = {"describe": 0.3, "outside": 0.25, "text present": 0.12}
+    if scene.shapes:
+        often |= {"shape": 0.7, "color": 0.7, "present": 1.0, "is": 0.6, "count": 0.5, "read": 0.08, "text color": 0.04}
+    if scene.texts:
+        often |= {"read": 1.0, "text color": 0.25}
+    if scene.texts and not scene.shapes:
+        often |= {"present": 0.15, "shape": 0.06, "color": 0.06, "count": 0.1}
+    if not scene.texts and not scene.shapes:
+        often |= {"present": 0.5, "shape": 0.4, "color": 0.4, "count": 0.4, "read": 0.5, "text color": 0.2}
+        often |= {"describe": 0.8}
+    kinds = [kind for kind, share in often.items() if rng.random() < share]
+    if scene.shapes:
+        kinds += rng.choices(["present", "is", "shape", "color"], k=2)
+    rng.shuffle(kinds)
+    asker = Asker(scene, rng)
+    return [asker.ask(kind) for kind in kinds or ["describe"]]
+
+
+def page(folder: Path, name: str, number: int) -> dict:
+    """A picture in the folder, and the conversation about it; they depend on the name and the number alone."""
+    rng = Random(f"{name} {SEED} {number}")
+    scene = learning_scene(rng)
+    file = save_picture(scene.image, folder, f"{name}/{number // 1000:03}/{number}", rng)
+    return conversation(f"{name}-{number}", file, learning_pairs(scene, rng))
+
+
+def save_picture(image: Image.Image, folder: Path, stem: str, rng: Random) -> str:
+    """Small pictures as they are, large ones mostly as JPEG; returns the file's name within the folder."""
+    as_jpeg = image.width * image.height > 30_000 and rng.random() < 0.7
+    file = f"{stem}.jpg" if as_jpeg else f"{stem}.png"
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    image.save(folder / file, **({"quality": rng.randint(80, 95)} if as_jpeg else {"compress_level": 1}))
+    return file
+
+
+def conversation(id: str, file: str, pairs: list[Pair]) -> dict:
+    turns = []
+    for n, (question, answer) in enumerate(pairs):
+        turns.append({"from": "human", "value": question if n else f"<image>\n{question}"})
+        turns.append({"from": "gpt", "value": answer})
+    return {"id": id, "image": file, "conversations": turns}
+
+
+def easy_vqa_pages(folder: Path, numbers: list[int], turns: int, rng: Random) -> list[dict]:
+    """easy-VQA's questions about some of its training images, `turns` of them to a conversation."""
+    asked, samples = easy_vqa("train"), []
+    (folder / "easy_vqa").mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        file = f"easy_vqa/{number}.png"
+        easy_vqa_image("train", number).save(folder / file)
+        pairs = rng.sample(asked[number], len(asked[number]))
+        for start in range(0, len(pairs), turns):
+            samples.append(conversation(f"easy_vqa-{number}-{start}", file, pairs[start : start + turns]))
+    return samples
+
+
+def pages(folder: Path, name: str, count: int) -> list[dict]:
+    """Many pages, drawn by all processors."""
+    with Pool() as pool:
+        return pool.starmap(page, [(folder, name, number) for number in range(count)], chunksize=250)
+
+
+def single_questions(sample: dict) -> list[dict]:
+    """A conversation's questions, each by itself."""
+    turns = sample["conversations"]
+    questions = [turn["value"].removeprefix("<image>\n") for turn in turns[::2]]
+    return [
+        {
+            **sample,
+            "id": f"{sample['id']}-{n}",
+            "conversations": [{"from": "human", "value": f"<image>\n{question}"}, turns[2 * n + 1]],
+        }
+        for n, question in enumerate(questions)
+    ]
+
+
+def build(folder: Path) -> None:
+    rng = Random(f"easy-VQA {SEED}")
+    numbers = sorted(easy_vqa("train"))
+    mix = easy_vqa_pages(folder, numbers[:-FOR_THE_ROUTER], TURNS, rng) + pages(folder, "mix", PAGES)
+    save(folder / "mix.json", mix)
+    router = easy_vqa_pages(folder, numbers[-FOR_THE_ROUTER:], TURNS, rng) + pages(folder, "router", ROUTER_PAGES)
+    save(folder / "router.json", [one for sample in router for one in single_questions(sample)[:3]])
+
+
+def save(file: Path, samples: list[dict]) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(json.dumps(samples))
+    partial.rename(file)
+    print(f"{file.name}: {len(samples)} samples")
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]))

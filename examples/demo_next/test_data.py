@@ -1,0 +1,254 @@
+"""What examples/demo_next draws and asks: answers follow from the pictures, and no test is like a lesson."""
+
+import itertools
+import re
+from collections import Counter
+from random import Random
+
+import book
+import numpy as np
+import palette
+import pytest
+from backgrounds import TEST_PHOTOS, TRAIN_PHOTOS
+from exam import COUNTS, LETTERS, Exam, descriptions
+from pictures import SHAPES, TESTED_FONTS, Text, Thing, draw_scene, draw_shape, draw_text, some_size
+from PIL import Image, ImageChops
+from questions import Asker, described, listed
+from wordings import EMPTY, LEARN, OUTSIDE, TEST, ask_outside, asked_in, filled, wordings
+from words import ALPHABET, HELD_OUT, LEARNED, LONGEST, WORDS, some_text
+
+pytest.importorskip("skimage", reason="photographs: pip install -e '.[demo]'")
+LESSONS = range(400)
+
+
+@pytest.fixture(scope="module")
+def lessons():
+    """(scene, its questions and answers) of some training pages."""
+    drawn = []
+    for number in LESSONS:
+        rng = Random(f"mix {book.SEED} {number}")
+        scene = book.learning_scene(rng)
+        drawn.append((scene, book.learning_pairs(scene, rng)))
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def exam(tmp_path_factory):
+    """(the test's recipe, a few questions of each category)."""
+    test = Exam(tmp_path_factory.mktemp("exam"), "test", TEST, TEST_PHOTOS, palette.TEST_PAINTS, HELD_OUT)
+    return test, list(test.questions(dict.fromkeys(COUNTS, 12)))
+
+
+def kinds(file):
+    return [kind for kind in asked_in(file) if kind not in ("politeness", "nouns")]
+
+
+def bare(wording):
+    """A wording without what is varied: case, spelling, marks."""
+    return re.sub(r"[^a-z{} ]", "", wording.lower().replace("colour", "color")).strip()
+
+
+def test_no_wording_of_the_tests_is_learned():
+    files = {"wordings.yaml": kinds("wordings.yaml"), "outside.yaml": kinds("outside.yaml")}
+    said = {
+        part: {bare(way) for file, names in files.items() for kind in names for way in asked_in(file)[kind][part]}
+        for part in (LEARN, TEST)
+    }
+    assert not said[LEARN] & said[TEST]
+    assert len(said[TEST]) > 100
+    nouns = asked_in("outside.yaml")["nouns"]
+    assert not set(nouns[LEARN]) & set(nouns[TEST])
+
+
+def test_no_word_photograph_or_paint_of_the_tests_is_learned(lessons):
+    assert not set(HELD_OUT) & set(LEARNED)
+    assert len(HELD_OUT) > 100
+    assert not set(TRAIN_PHOTOS) & set(TEST_PHOTOS)
+    shades = [
+        {shade for shades in paints.values() for shade in shades} for paints in (palette.PAINTS, palette.TEST_PAINTS)
+    ]
+    assert not shades[0] & shades[1]
+    rng = Random(0)
+    written = {some_text(rng).lower() for _ in range(20000)} | {t.text.lower() for s, _ in lessons for t in s.texts}
+    assert not written & set(HELD_OUT)
+
+
+def test_what_the_tests_write_is_held_out(exam):
+    words = [q["answer"] for q in exam[1] if q["category"].startswith("reading") and q["answer"].isalpha()]
+    assert words
+    assert {word.lower() for word in words} <= set(HELD_OUT)
+
+
+def test_words_are_short_and_can_be_spelled():
+    rng = Random(0)
+    for text in [*WORDS, *(some_text(rng) for _ in range(2000))]:
+        assert 1 <= len(text) <= LONGEST
+        assert set(text) <= set(ALPHABET)
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_drawn_things_are_where_they_are_said_to_be(number):
+    """Upon nothing but their background, within their boxes, in their colours."""
+    rng = Random(f"where {number}")
+    size = some_size(rng)
+    before = draw_scene(Random(number), size, [], [], TRAIN_PHOTOS).image
+    scene = draw_scene(Random(number), size, [], [], TRAIN_PHOTOS)
+    assert np.array_equal(np.asarray(before), np.asarray(scene.image))
+    drawn = draw_text(scene, rng, some_text(rng)) if number % 2 else draw_shape(scene, rng, rng.choice(SHAPES))
+    changed = ImageChops.difference(before, scene.image).getbbox()
+    assert (changed is not None) == drawn
+    for thing in (*scene.shapes, *scene.texts):
+        left, top, right, bottom = thing.box
+        assert left - 2 <= changed[0] <= left + 0.5 * (right - left)
+        assert top - 2 <= changed[1] <= top + 0.5 * (bottom - top)
+        assert changed[2] <= right + 2
+        assert changed[3] <= bottom + 2
+        inside = np.asarray(scene.image.crop([round(edge) for edge in thing.box]), float).reshape(-1, 3)
+        nearest = min(np.abs(inside - np.array(shade)).max(axis=1).min() for shade in palette.PAINTS[thing.color])
+        assert nearest <= 12
+
+
+def test_things_do_not_overlap(lessons):
+    for scene, _ in lessons:
+        for a, b in itertools.combinations([thing.box for thing in (*scene.shapes, *scene.texts)], 2):
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def judge(question, shapes, texts):
+    """The answer to a question, found again from its words; None where it cannot be."""
+    asked = f" {bare(question)} "
+    inks = [color for color in palette.NAMES if f" {color} " in asked]
+    sorts = [shape for shape in SHAPES if re.search(rf" {shape}s? ", asked)]
+    told = [s for s in shapes if (not inks or s.color in inks) and (not sorts or s.name in sorts)]
+    if "how many" in asked or "count" in asked or "number of" in asked:
+        return str(len(told))
+    if re.search(r" (not|no) ", asked):
+        return "no" if told else "yes"
+    if re.search(r"\b(text|writing|written|letters)\b", asked):
+        return None
+    return ("yes" if told else "no") if inks or sorts else None
+
+
+def test_yes_no_and_counts_are_true(lessons):
+    judged = Counter()
+    for scene, pairs in lessons:
+        for question, answer in pairs:
+            if answer in ("yes", "no") or (answer.isdigit() and len(answer) == 1 and "read" not in question):
+                expected = judge(question, scene.shapes, scene.texts)
+                if expected is not None and not (answer.isdigit() and not expected.isdigit()):
+                    assert answer == expected, (question, scene.shapes)
+                    judged[answer] += 1
+    assert judged["yes"] > 50
+    assert 0.7 < judged["yes"] / judged["no"] < 1.4
+
+
+def test_readings_colors_and_shapes_are_those_drawn(lessons):
+    seen = Counter()
+    for scene, pairs in lessons:
+        texts, colors = {t.text for t in scene.texts}, {s.color for s in scene.shapes} | {t.color for t in scene.texts}
+        names = {s.name for s in scene.shapes}
+        for question, answer in pairs:
+            parts = re.split(r", | and ", answer)
+            if answer in (EMPTY, OUTSIDE) or answer.startswith("I see no "):
+                seen["none"] += 1
+            elif set(parts) <= set(palette.NAMES):
+                assert set(parts) <= colors, question
+                seen["color"] += 1
+            elif set(parts) <= set(SHAPES):
+                assert set(parts) <= names, question
+                seen["shape"] += 1
+            elif answer in texts:
+                seen["read"] += 1
+            elif len(parts) > 1 or answer.startswith(("a", "the text ")):
+                assert answer == described(scene.shapes, sorted(texts)), question
+                seen["described"] += 1
+            else:
+                assert answer in ("yes", "no", *"0123"), question
+    assert min(seen[kind] for kind in ("none", "color", "shape", "read", "described")) > 20
+
+
+def test_what_is_not_there_is_said_not_to_be():
+    rng = Random(0)
+    circle, text = Thing("circle", "red", (0, 0, 9, 9)), Text("7", "blue", (0, 0, 9, 9), ())
+
+    def answers(shapes, texts, kind):
+        scene = draw_scene(rng, (64, 64), [], [], TRAIN_PHOTOS)
+        scene.shapes, scene.texts = shapes, texts
+        return {Asker(scene, rng).ask(kind)[1] for _ in range(60)}
+
+    assert answers([], [], "describe") == answers([], [], "read") == answers([], [], "color") == {EMPTY}
+    assert answers([], [], "count") == {"0"}
+    assert answers([circle], [], "read") == answers([circle], [], "text color") == {"I see no text."}
+    assert answers([circle], [], "describe") == {"a red circle"}
+    assert {"circle"} < answers([circle], [], "shape") <= {"circle", *(f"I see no {c} shape." for c in palette.NAMES)}
+    assert answers([], [text], "read") == {"7"}
+    assert answers([], [text], "outside") == {OUTSIDE}
+    assert answers([], [text], "text present") == {"yes"}
+
+
+def test_parts_are_told_in_plain_english():
+    assert listed([]) == ""
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b", "c"]) == "a, b and c"
+    things = [Thing("circle", "orange", (0, 0, 1, 1)), Thing("triangle", "red", (2, 0, 3, 1))]
+    assert described(things, ["5185"]) == "an orange circle, a red triangle and the text 5185"
+    assert filled(Random(3), "is there a {thing}?", LEARN, thing="orange circle").count("an orange") == 1
+
+
+def test_drawing_depends_on_the_seed_alone(tmp_path):
+    for number in range(3):
+        first, again = (book.page(tmp_path / folder, "mix", number) for folder in "ab")
+        assert first == again
+        assert (tmp_path / "a" / first["image"]).read_bytes() == (tmp_path / "b" / again["image"]).read_bytes()
+    assert book.page(tmp_path, "mix", 1)["conversations"] != book.page(tmp_path, "router", 1)["conversations"]
+
+
+def test_sizes_and_proportions_are_covered(lessons, exam):
+    for sizes in (
+        [scene.image.size for scene, _ in lessons],
+        [Image.open(exam[0].folder / q["image"]).size for q in exam[1]],
+    ):
+        assert all(64 <= side <= 1024 for size in sizes for side in size)
+        longest = [max(size) for size in sizes]
+        ratios = [w / h for w, h in sizes]
+        assert min(longest) < 100
+        assert max(longest) > 600
+        assert min(ratios) < 0.8
+        assert max(ratios) > 2
+
+
+def test_the_letters_of_the_tests_are_as_large_as_promised(exam):
+    test = exam[0]
+    for n in range(30):
+        scene = test._page(Random(n), TESTED_FONTS[n % 4], LETTERS)
+        if scene.texts and scene.texts[0].text.isdigit():
+            _, top, _, bottom = scene.texts[0].box
+            assert 0.13 < (bottom - top) / scene.image.height < 0.3  # a digit is 0.73 of its font's size
+
+
+def test_descriptions_are_accepted_in_any_order():
+    scene = draw_scene(Random(1), (200, 200), ["circle", "triangle"], ["A1"], TRAIN_PHOTOS)
+    told = descriptions(scene)
+    assert described(scene.shapes, [text.text for text in scene.texts]) in told
+    assert len(told) == 6
+
+
+def test_every_category_asks_what_it_is_for(exam):
+    by_category = {}
+    for question in exam[1]:
+        by_category.setdefault(question["category"], []).append(question)
+    assert set(by_category) == set(COUNTS)
+    assert {q["answer"] for q in by_category["shape"]} <= set(SHAPES)
+    assert {q["answer"] for q in by_category["color"]} <= set(palette.NAMES)
+    assert {q["answer"] for q in by_category["yes/no"]} == {"yes", "no"}
+    assert {q["answer"] for q in by_category["counting"]} <= set("0123")
+    assert {q["answer"] for q in by_category["nothing"]} == {EMPTY}
+    assert {q["answer"] for q in by_category["outside"]} == {OUTSIDE}
+    assert any(q["question"] != q["question"].lower() for q in exam[1])
+
+
+def test_outside_questions_are_of_their_part():
+    rng = Random(0)
+    learned = {bare(ask_outside(rng, LEARN)) for _ in range(500)}
+    assert not learned & {bare(ask_outside(rng, TEST)) for _ in range(500)}
+    assert wordings("describe", TEST)

@@ -1,0 +1,75 @@
+"""How things are asked: the wordings that are learned, and those of the tests."""
+
+import re
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import yaml
+from palette import NAMES as COLORS
+
+LEARN, TEST = "learn", "test"
+SHAPE_NAMES = ("circle", "rectangle", "triangle")
+EMPTY = "I see no shape or text that I know."
+OUTSIDE = "I only know shapes, colours and short texts."
+ANSWER_WORDS = sorted(
+    {*COLORS, *SHAPE_NAMES, "ASSISTANT", "yes", "no", "a", "an", "and", "the", "text", "I", "see", "only", "shape"}
+    | {"or", "that", "know", "shapes", "colours", "short", "texts"}
+)
+
+
+@cache
+def asked_in(name: str) -> dict:
+    """What a file says: {kind: {part: wordings}}."""
+    return yaml.safe_load((Path(__file__).parent / name).read_text())
+
+
+def wordings(kind: str, part: str) -> list[str]:
+    """All ways to ask a kind of question, of one part."""
+    return asked_in("wordings.yaml")[kind][part]
+
+
+def ask(rng: Random, kind: str, part: str, **names: str) -> str:
+    """A question of a kind about the names."""
+    return filled(rng, rng.choice(wordings(kind, part)), part, **names)
+
+
+def ask_outside(rng: Random, part: str) -> str:
+    """A question outside the demo's world."""
+    kinds = asked_in("outside.yaml")
+    kind = rng.choice(["about a noun", "about what is drawn", "other", "other"])
+    nouns = kinds["nouns"][part]
+    names = {"noun": rng.choice(nouns), "shape": rng.choice(SHAPE_NAMES), "color": rng.choice(COLORS)}
+    return filled(rng, rng.choice(kinds[kind][part]), part, **names)
+
+
+def filled(rng: Random, wording: str, part: str, **names: str) -> str:
+    """A wording with its names put in, and the article that fits them, as somebody may write it."""
+    for name, value in names.items():
+        wording = wording.replace(f"{{{name}}}", value)
+    return _varied(rng, re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", wording), part)
+
+
+def _varied(rng: Random, question: str, part: str) -> str:
+    """Sometimes "colour", sometimes politely, sometimes without its mark."""
+    if rng.random() < 0.5:
+        question = question.replace("color", "colour")
+    if rng.random() < 0.3:
+        question = re.sub(r"^(what|who|where) is\b", r"\1's", question, flags=re.IGNORECASE)
+    if rng.random() < 0.12:
+        polite = rng.choice(wordings("politeness", part))
+        question = polite + question[0].lower() + question[1:]
+    if question[-1] in "?." and rng.random() < 0.35:
+        question = question[:-1] + rng.choice(["", "", "?", ".", "!", " ?"])
+    if part == TEST and rng.random() < 0.15:
+        question = rng.choice([str.upper, str.lower])(question)
+    return question
+
+
+def question_words() -> list[str]:
+    """All words of the questions that are learned, in lower case."""
+    texts = [text for kind in asked_in("wordings.yaml").values() for text in kind[LEARN]]
+    texts += [text for kind, parts in asked_in("outside.yaml").items() if kind != "nouns" for text in parts[LEARN]]
+    texts += [*COLORS, *SHAPE_NAMES, "colour colours colors shapes", *(f"{name}s" for name in SHAPE_NAMES)]
+    texts = [re.sub(r"\{\w+\}", " ", text) for text in texts] + [text.replace("color", "colour") for text in texts]
+    return sorted({word for text in texts for word in re.findall(r"[a-z]+", text.lower())})
