@@ -33,8 +33,7 @@ def main() -> int:
 
         print(f"avg-mlx {VERSION}")
         return 0
-    hint = nearest(verb, VERBS) or f"; choose from {', '.join(VERBS)}"
-    print(f"avg-mlx: unknown verb {verb}{hint}", file=sys.stderr)
+    print(f"avg-mlx: unknown verb {verb}{nearest(verb, VERBS)}; choose from {', '.join(VERBS)}", file=sys.stderr)
     return 2
 
 

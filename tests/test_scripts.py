@@ -358,7 +358,8 @@ def test_verbs():
 def test_unknown_verb():
     status, out, err = run("-m", "avg_mlx", "paint", cwd=ROOT)
     assert (status, out) == (2, "")
-    assert err.startswith("avg-mlx: unknown verb paint; choose from ")
+    assert err.startswith("avg-mlx: unknown verb paint; ")
+    assert "choose from" in err
     assert "convert" in err
     assert "generate" in err
     assert err.count("\n") == 1
