@@ -9,16 +9,19 @@ from typing import Any
 from .errors import InputError
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a model folder. InputError if the file is missing or holds no object."""
+def read_json(file: Path, remedy: str = "download it again") -> dict[str, Any]:
+    """Return the object in a JSON file. InputError, with what to do, if the file is damaged or holds no object.
+
+    A file that is missing is taken for a sign that its folder is not a model folder.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{file.parent} is not a model folder: it has no {file.name}; check the path") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read as JSON ({error}); download it again") from error
+        raise InputError(f"{file} cannot be read as JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{file} holds a {type(content).__name__}, expected an object; download it again")
+        raise InputError(f"{file} holds a {type(content).__name__}, expected an object; {remedy}")
     return content
 
 

@@ -107,7 +107,7 @@ class Journal:
                 )
             write_json(self.settings_file, now)
             return
-        before = read_json(self.settings_file)
+        before = read_json(self.settings_file, "choose another output")
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if changed:
             told = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)

@@ -11,10 +11,11 @@ import zipfile
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # tests run side by side
-
 import hypothesis
 import numpy as np
 import pytest
+
+import avg_mlx  # noqa: F401  # before any test imports MLX, so that OpenBLAS is used where there is one
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "checkpoint"
@@ -243,10 +244,18 @@ def free_ports(count: int) -> int:
     raise AssertionError("no free ports")
 
 
+RUN_FILE = """
+import avg_mlx, os, runpy, sys  # avg_mlx before MLX, as in the tests, so that both compute with the same BLAS
+del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def launch_two(*arguments) -> None:
     """Run a Python file with arguments in two processes of one group, over MLX's ring on this machine."""
     launch = [Path(sys.executable).with_name("mlx.launch"), "-n", 2, "--backend", "ring", "--starting-port"]
-    command = [*launch, free_ports(2), "--", sys.executable, *arguments]
+    command = [*launch, free_ports(2), "--", sys.executable, "-c", RUN_FILE, *arguments]
     reader, writer = os.pipe()  # mlx.launch spins once its standard input has ended
     try:
         done = subprocess.run(list(map(str, command)), stdin=reader, capture_output=True, text=True, timeout=300)

@@ -508,6 +508,7 @@ def test_missing_and_unknown_flags(refused, capfd):
     assert refused(main, "-p", "a", "--colour", "red").startswith(
         "generate.py: unrecognized arguments: --colour red; see"
     )
+    assert "--max-tokns 3; did you mean --max-tokens?" in refused(main, "-p", "a", "--max-tokns", 3)
     assert "expected at least one argument; see generate.py --help" in refused(main, "-p", "a", "--image")
     assert "expected one argument; see generate.py --help" in refused(main, "-p")
 
@@ -524,7 +525,7 @@ def test_verbose_shows_where(converted, capfd):
     status = main(["--model", str(converted), "-p", "", "--verbose"])
     out, err = capfd.readouterr()
     assert (status, out) == (2, "")
-    assert err.startswith("BLAS for MLX on the CPU: ")
+    assert err.startswith("BLAS on the CPU: ")
     assert err.splitlines()[1] == "Traceback (most recent call last):"
     assert err.splitlines()[-1] == "generate.py: the prompt is empty; ask something"
 

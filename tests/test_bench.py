@@ -16,6 +16,7 @@ from avg_mlx.bench.measure import Options, Spread, count_text_tokens, describe, 
 from avg_mlx.bench.measure import synthetic_image as make_image
 from avg_mlx.bench.presets import SHAPES, preset_keys, random_model, word_tokenizer
 from avg_mlx.bench.report import make_report, markdown, plot
+from avg_mlx.blas import BLAS
 from avg_mlx.cli.bench import PRESETS, main
 from avg_mlx.config import Config
 from avg_mlx.files import read_json
@@ -41,6 +42,11 @@ def rows(tiny, options):
 @pytest.fixture(scope="module")
 def report(tiny, rows, options):
     return make_report({"model": "tiny", "image": "a cat", **describe(*tiny, options)}, rows)
+
+
+def test_the_report_names_the_blas(report):
+    assert report["blas"] == BLAS
+    assert f"BLAS on the CPU: {BLAS}." in markdown(report)
 
 
 def test_rows_hold_what_the_model_was_shown(tiny, rows):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from avg_mlx.blas import BLAS
 from avg_mlx.inference.caches import CROPS_PER_PASS, VisionCache, encode_images
 from avg_mlx.inputs.image import make_crops
 
@@ -24,10 +25,20 @@ def bytes_of(model, images) -> int:
     return sum(model.encode(crops).nbytes for crops in images)
 
 
+def alike(features, alone) -> bool:
+    """Whether features computed in a batch are those computed alone, to rounding.
+
+    OpenBLAS sums a row in an order that depends on the rows beside it, which may change the last three bits of the
+    largest features. MLX's own BLAS does not.
+    """
+    rounding = 8 * np.finfo(np.float32).eps * np.abs(alone).max() if BLAS == "OpenBLAS" else 1e-5
+    return np.allclose(features, alone, atol=rounding)
+
+
 def test_images_in_a_batch_have_the_features_that_they_have_alone(tiny, images):
     model, _ = tiny
     for crops, features in zip(images, encode_images(model, images), strict=True):
-        assert np.allclose(features, model.encode(crops), atol=1e-5)
+        assert alike(np.array(features), np.array(model.encode(crops)))
 
 
 def test_several_images_pass_together_but_not_too_many(tiny, images, passes):
@@ -115,7 +126,7 @@ def test_what_does_not_fit_is_computed_and_not_kept(tiny, images, limit):
     cache = VisionCache(model, limit)
     for _ in range(2):
         for crops, features in zip(images, cache.features(images), strict=True):
-            assert np.allclose(features, model.encode(crops), atol=1e-5)
+            assert alike(np.array(features), np.array(model.encode(crops)))
     assert (cache.nbytes, cache.hits, cache.misses) == (0, 0, 2 * len(images))
 
 

@@ -5,7 +5,10 @@ import io
 import json
 import os
 import pty
+import select
+import signal
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import IMAGES, RECORDS, write_samples
@@ -192,36 +195,56 @@ def test_ctrl_c_stops_an_answer_and_its_question_counts_as_not_asked(chat, tiny,
     assert err[1] == "[stopped: the question counts as not asked]"
 
 
-@pytest.fixture
-def terminal(tiny_folder, photos):
-    """`terminal(*keys)` types at a real terminal, waiting for the prompt before each; returns what was seen there."""
+class Terminal:
+    """A chat at a real terminal."""
 
-    def run(*keys: bytes) -> tuple[int, str]:
-        child, fd = pty.fork()
-        if child == 0:
-            os.chdir(photos)
-            os.execv(sys.executable, [sys.executable, "-m", "avg_mlx", "chat", "--model", str(tiny_folder), "-m", "3"])
-        screen = b""
-        for key in keys:
-            while not screen.endswith(b"> "):
-                screen += os.read(fd, 1000)
-            os.write(fd, key)
-            screen += os.read(fd, 1)  # the echo, so that the prompt before it does not count again
+    def __init__(self, *command: str | Path):
+        self.screen, self.seen = b"", 0
+        self.child, self.fd = pty.fork()
+        if self.child == 0:
+            os.execv(sys.executable, [sys.executable, "-m", "avg_mlx", "chat", *map(str, command)])
+
+    def expect(self, text: str, seconds: float = 120) -> bool:
+        """Wait until a text appears after the one that was expected before; whether it did."""
+        while (at := self.screen.find(text.encode(), self.seen)) < 0:
+            if not select.select([self.fd], [], [], seconds)[0]:
+                return False
+            self.screen += os.read(self.fd, 1000)
+        self.seen = at + len(text.encode())
+        return True
+
+    def press_ctrl_c(self, expected: str) -> None:
+        """Press until the chat answers: Python misses a signal that arrives just before it waits for a key."""
+        for _ in range(20):
+            os.write(self.fd, b"\x03")
+            if self.expect(expected, seconds=3):
+                return
+        raise AssertionError(self.screen)
+
+    def type(self, keys: bytes) -> None:
+        """Wait for the prompt, then type."""
+        assert self.expect("> "), self.screen
+        os.write(self.fd, keys)
+
+    def close(self) -> int:
+        """Read what is left once the process ends; its exit status."""
         with contextlib.suppress(OSError):  # the terminal closes with the process
-            while more := os.read(fd, 1000):
-                screen += more
-        _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status), screen.decode()
-
-    return run
+            while select.select([self.fd], [], [], 120)[0]:
+                self.screen += os.read(self.fd, 1000)
+        os.kill(self.child, signal.SIGKILL)  # no harm to one that has ended
+        return os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
 
 
-def test_ctrl_c_drops_a_half_typed_line_and_ctrl_d_leaves_a_clean_line(terminal):
-    status, screen = terminal(b"half a quest\x03", b"/clear\n", b"\x04")
-    assert status == 0
-    assert "[/exit or Ctrl-D leaves]" in screen
-    assert "[conversation cleared]" in screen
-    assert screen.endswith("> \r\n")
+def test_ctrl_c_drops_a_half_typed_line_and_ctrl_d_leaves_a_clean_line(tiny_folder):
+    terminal = Terminal("--model", tiny_folder)
+    terminal.type(b"half a quest")
+    assert terminal.expect("half a quest")
+    terminal.press_ctrl_c("[/exit or Ctrl-D leaves]")
+    terminal.type(b"/clear\n")
+    assert terminal.expect("[conversation cleared]")
+    terminal.type(b"\x04")
+    assert terminal.close() == 0
+    assert terminal.screen.endswith(b"\r\n")
 
 
 def test_ctrl_c_ends_a_chat_that_reads_a_pipe(chat, monkeypatch):
@@ -257,7 +280,7 @@ def test_a_saved_conversation_is_gone_on_with(chat, tiny, photos, tmp_path):
     ("content", "words"),
     [
         (None, "no file"),
-        ("{", "cannot be read as JSON"),
+        ("{", "give a file that /save wrote"),
         ("{}", "expected messages and images"),
         ({"messages": [], "images": []}, "the prompt is empty"),
         ({"messages": [user("Why?")], "images": []}, "expected user and assistant in turn"),

@@ -59,11 +59,13 @@ def test_without_a_model_it_answers_and_says_so(tmp_path):
 
 def test_it_has_a_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # whatever lies about, the name stands for the demo model
     assert main(["--model", "demo", "--image", str(PICTURE), "--prompt", SHAPE, "--json", "--quiet"]) == 0
     out, err = capsys.readouterr()
     assert (json.loads(out)["text"].strip(), json.loads(out)["model"], err) == ("triangle", "demo", "")
-    (tmp_path / "demo").mkdir()  # a folder of one's own comes first
-    assert main(["--model", "demo", "--prompt", "Why?"]) == 2
+    assert main(["--image", str(PICTURE), "--prompt", SHAPE, "--quiet"]) == 0
+    assert capsys.readouterr().out.strip() == "triangle"
+    assert main(["--model", "./demo", "--prompt", "Why?"]) == 2
     assert "demo is not a model folder" in capsys.readouterr().err
 
 

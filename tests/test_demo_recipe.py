@@ -1,5 +1,6 @@
 """The parts of examples/demo that say what is true of a picture, and its option files."""
 
+import importlib
 import re
 from random import Random
 
@@ -121,3 +122,9 @@ def test_the_options_are_those_of_the_command(name):
     options = yaml.safe_load(file.read_text())
     assert options == {option: args[option.replace("-", "_")] for option in options}
     assert args["batch_size"] == 32
+
+
+@pytest.mark.parametrize("script", sorted(file.stem for file in RECIPE.glob("*.py")))
+def test_every_script_finds_what_it_uses(script):
+    """Scripts that no test runs, because that takes hours, at least import what the package has today."""
+    importlib.import_module(script)

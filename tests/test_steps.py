@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from avg_mlx import ChatSession, InputError, generate, route, stream_batch, stream_generate
+from avg_mlx.blas import BLAS
 from avg_mlx.errors import OptionError
 from avg_mlx.files import read_json
 from avg_mlx.inference.options import AskOptions, Decoding, GenerateOptions, Looking, RouteOptions
-from avg_mlx.inference.steps import Stopwatch, choose, compose, prepare, see
+from avg_mlx.inference.steps import Stopwatch, ask_again, choose, compose, prepare, score, see
 from avg_mlx.inference.view import Routing
 from avg_mlx.inputs.image import make_crops
 from avg_mlx.inputs.prompt import PLACEHOLDER_ID
@@ -55,13 +56,28 @@ def test_each_of_several_images_is_routed_by_itself_with_the_same_text(tiny, see
     assert (view.crops, view.crop_grid) == (len(crops), crops.crop_grid)
 
 
+def test_another_question_about_the_same_images_needs_no_vision(tiny, seen, monkeypatch):
+    model, tokenizer = tiny
+    question = "Which <image>, <image> or <image>?"
+    expected = see(model, tokenizer, question, PHOTOS, Looking())
+    score(model, seen)
+    monkeypatch.setattr(type(model.vision_tower), "__call__", lambda *_: pytest.fail("the tower ran"))
+    again = ask_again(model, tokenizer, seen, question)
+    assert (again.ids, again.vision_calls) == (expected.ids, 0)
+    assert mx.array_equal(again.text, expected.text)
+    assert again.features is seen.features
+    assert (again.seconds.vision, again.seconds.router) == (seen.seconds.vision, 0.0)
+    assert choose(model, again, Looking()) == choose(model, expected, Looking())
+
+
 def test_swapped_images_swap_their_views(tiny):
     forth, back = (route(*tiny, "Which?", photos) for photos in ([WIDE, TALL], [TALL, WIDE]))
     assert forth[0] != forth[1]
     for one, same in zip(forth, back[::-1], strict=True):
         assert dataclasses.replace(one, routing=None) == dataclasses.replace(same, routing=None)
-        # A BLAS may sum the rows of a batch otherwise in another place: a few roundings of float32.
+        # OpenBLAS sums a row of a batch in an order that depends on its place: a few roundings of float32.
         assert np.allclose(one.routing.logits, same.routing.logits, atol=1e-5)
+    assert BLAS == "OpenBLAS" or forth == back[::-1]
 
 
 def test_the_question_has_a_say(tiny):

@@ -284,6 +284,18 @@ def test_the_whole_recipe_and_again_with_resume(recipe, tiny_stage3, short, tmp_
         assert all(mx.array_equal(again[name], array) for name, array in tensors.items())
 
 
+def test_ctrl_c_between_the_steps_of_a_recipe_says_how_to_resume(recipe, tmp_path, monkeypatch, capfd):
+    def press(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(stages, "train_router", press)
+        assert train.main(["rglf", "--config", str(recipe)]) == 130
+    assert "--resume goes on from there" in capfd.readouterr().err.splitlines()[-1]
+    assert train.main(["rglf", "--config", str(recipe), "--resume"]) == 0
+    assert f"Adapters: {tmp_path / 'output' / 'adapters'}" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(("every", "told"), [(1, [1, 2, 3, 4, 5]), (2, [2, 3, 4, 5]), (10, [3, 5])])
 def test_progress_without_a_terminal(every, told, required, capfd):
     """A line each so many steps, for validation, and for the last step."""

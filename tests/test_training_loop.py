@@ -156,7 +156,7 @@ def test_what_came_of_a_stage_is_returned(instruct_options):
     assert trained.adapters == instruct_options.adapter_path
     assert trained.log == [json.loads(line) for line in (trained.adapters / "log.jsonl").read_text().splitlines()]
     assert trained.steps == 6
-    assert 0 < trained.seconds < 600
+    assert trained.seconds > 0
     again = train_instruct(replace(instruct_options, resume=True))
     assert (again.log, again.steps) == (trained.log, 0)
 

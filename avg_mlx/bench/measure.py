@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 from PIL import Image
 
+from ..blas import BLAS
 from ..config import Config
 from ..errors import InputError
 from ..inference.answer import Answer
@@ -193,6 +194,7 @@ def describe(model: Model, tokenizer: Tokenizer, options: Options) -> dict[str, 
         "device": kind,
         "chip": mx.device_info()["device_name"],
         "system": f"{platform.system()} {platform.machine()}",
+        "blas": BLAS,
         "versions": {"avg-mlx": VERSION, **{name: version(name) for name in ("mlx", "mlx-lm")}},
         "dtype": str(model.image_newline.dtype).rpartition(".")[2],
         "bits_per_weight": {part.name: round(part.bits_per_weight, 2) for part in parts},

@@ -39,6 +39,7 @@ def markdown(report: Report) -> str:
             f"{report['model']}: {report['parameters'] / 1e6:,.1f} M parameters, {report['weights_gb']:.2f} GB, "
             f"{report['dtype']}; bits per weight: {bits}.",
             f"{report['device']}, {report['chip']}, {report['system']}; {versions}.",
+            f"BLAS on the CPU: {report['blas']}.",
             f"{report['image']}, {report['text_tokens']} text tokens; {report['decode_tokens']} tokens decoded; "
             f"median (least–most) of {report['repeats']} after {report['warmup']} to warm up.",
             "",

@@ -191,7 +191,7 @@ class Terminal:
             raise InputError(
                 f"there is no file {name}; give one that /save wrote" if name else "which file? /load FILE"
             )
-        saved = read_json(file)
+        saved = read_json(file, "give a file that /save wrote")
         messages, images = saved.get("messages"), saved.get("images")
         if (
             not isinstance(messages, list)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from ..blas import BLAS
-from ..errors import AvgMlxError, Interrupted
+from ..errors import AvgMlxError, Interrupted, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +20,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the line and exit with status 2."""
+        unknown, separator, given = message.partition("unrecognized arguments: ")
+        if separator and not unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            message += nearest(given.split()[0], flags)
         self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
 
 
@@ -39,7 +43,7 @@ def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: l
         if sys.stdout is None:
             raise AvgMlxError("standard output is closed; send it to a terminal, a file or /dev/null")
         if args.verbose:
-            print(f"BLAS for MLX on the CPU: {BLAS}", file=sys.stderr)
+            print(f"BLAS on the CPU: {BLAS}", file=sys.stderr)
         work(args)
         sys.stdout.flush()
         return 0

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import InputError
+from ..errors import InputError, Interrupted
 from ..training.checked import Option, options_of
 from ..training.options import InstructOptions, RouterOptions, TrainOptions
 from .options import OptionsParser, missing_options, read_yaml, values_of
@@ -75,8 +75,13 @@ def train_router(args: argparse.Namespace) -> None:
 def train_rglf(args: argparse.Namespace) -> None:
     """Run one stage after the other, each as its own command would."""
     instruct, router = read_recipe(args.config, args.resume)  # both are checked before hours are spent
-    train_instruct(argparse.Namespace(options=instruct))
-    train_router(argparse.Namespace(options=router))
+    try:
+        train_instruct(argparse.Namespace(options=instruct))
+        train_router(argparse.Namespace(options=router))
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as stop:
+        raise Interrupted("interrupted between two steps of the recipe; --resume goes on from there") from stop
 
 
 def read_recipe(file: str, resume: bool) -> tuple[InstructOptions, RouterOptions]:

@@ -1,7 +1,7 @@
 """A question, answered once at every granularity that a mode takes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,8 +9,7 @@ import mlx.core as mx
 from ..errors import InputError
 from ..inference.generation import decode
 from ..inference.options import Decoding, Looking
-from ..inference.steps import Seen, choose, compose, score, see
-from ..inputs.prompt import build_messages, encode_messages
+from ..inference.steps import Seen, ask_again, choose, compose, score, see
 from ..inputs.tokenizer import Tokenizer
 from ..model.avg_llava import Model
 from ..training.data import make_sample
@@ -61,16 +60,12 @@ class Answerer:
         )
 
     def _see(self, question: Question) -> Seen:
-        """See a question's image, unless the question before had the same: then its seconds count for this one too."""
-        if self._last is None or self._last[0] != question.file:
-            seen = see(self.model, self.tokenizer, question.question, question.file, Looking())
-            self._last = question.file, seen
-            return seen
-        first = self._last[1]
-        ids = encode_messages(self.tokenizer, build_messages(question.question, 1))
-        text = self.model.embed_text(ids)
-        mx.eval(text)
-        return replace(first, ids=tuple(ids), text=text, seconds=replace(first.seconds, router=0.0))
+        """See a question's image, unless the question before had the same."""
+        if self._last is not None and self._last[0] == question.file:
+            return ask_again(self.model, self.tokenizer, self._last[1], question.question)
+        seen = see(self.model, self.tokenizer, question.question, question.file, Looking())
+        self._last = question.file, seen
+        return seen
 
     def _losses(self, question: Question, seen: Seen) -> list[float]:
         """The feedback losses of the first accepted answer, as training would measure them."""

@@ -148,6 +148,15 @@ def see(
     return Seen(tuple(ids), text, tuple(crops), tuple(features), calls, Seconds(preprocess, vision))
 
 
+def ask_again(model: Model, tokenizer: Tokenizer, seen: Seen, prompt: str | Messages) -> Seen:
+    """Put another question to images that were seen. The seconds of seeing them are those of the first time."""
+    ids = encode_messages(tokenizer, build_messages(prompt, len(seen.crops)))
+    text = model.embed_text(ids)
+    mx.eval(text)
+    seconds = Seconds(seen.seconds.preprocess, seen.seconds.vision)
+    return replace(seen, ids=tuple(ids), text=text, vision_calls=0, seconds=seconds)
+
+
 def score(model: Model, seen: Seen) -> list[Routing]:
     """Let the router score every granularity for each image."""
     clock = Stopwatch()

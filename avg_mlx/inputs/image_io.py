@@ -83,14 +83,15 @@ def _identify(data: bytes, name: str) -> ImageFile.ImageFile:
     cannot be raised for one image when several threads read.
     """
     Image.init()
-    for kind in (*FORMATS, *_register_heif()):
+    heic = data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS
+    for kind in (*FORMATS, *(_register_heif() if heic else ())):
         if kind not in Image.OPEN or (kind == "PPM" and data[:2] in TEXT_PPM):
             continue
         factory, accepts = Image.OPEN[kind]
         with suppress(SyntaxError, IndexError, TypeError, struct.error):  # as Image.open does
             if accepts is None or accepts(data[:16]) is True:
                 return factory(io.BytesIO(data), "")
-    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
+    if heic:
         raise InputError(f"{name} is a HEIC image; pip install 'avg-mlx[heic]' to read it, or save it as JPEG")
     raise InputError(f"{name} is not an image that can be read here; give a {TOLD_FORMATS}")
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-DEMO = "demo"  # its name wherever a model is asked for, unless a folder there has that name too
+DEMO = "demo"  # its name wherever a model is asked for; a folder of that name is given as ./demo
 
 
 def demo_model() -> Path:

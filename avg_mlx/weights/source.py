@@ -27,14 +27,14 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns:
     patterns: the repository's files that are needed; None means all of them. Raises InputError if the path is a file
     or names neither a folder nor a repository, AvgMlxError if the Hub does not deliver the repository.
     """
+    if path_or_repo == DEMO:
+        return demo_model()
     folder = Path(path_or_repo).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
         raise InputError(f"{folder} is a file; give the model's folder")
     repo = str(path_or_repo)
-    if repo == DEMO:
-        return demo_model()
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
         raise InputError(f"there is no folder {repo}; give a folder, a Hub repository such as owner/name, or demo")
     from huggingface_hub import snapshot_download

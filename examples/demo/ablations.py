@@ -15,8 +15,7 @@ import numpy as np
 
 from avg_mlx import load
 from avg_mlx.cli.progress import Bar
-from avg_mlx.evaluation.answering import Attempt, Result
-from avg_mlx.evaluation.run import read_results
+from avg_mlx.evaluation.results import Attempt, Result, read_results
 from avg_mlx.inputs.image import make_crops
 from avg_mlx.inputs.image_io import read_image
 from avg_mlx.inputs.prompt import build_messages, encode_messages
