@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types metal-check wheel clean
+.PHONY: demo test test-slow fuzz lint types metal-check wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/python generate.py --image examples/sign.png --prompt "what shape is in the image?"
@@ -14,6 +14,12 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow
+
+# Hostile inputs and faults by the thousand, and the table in docs/reliability.md. SEED= draws others.
+SEED ?= 0
+fuzz: $(VENV)/installed
+	$(BIN)/pip install --quiet '.[torch]'
+	$(BIN)/python tests/fuzz --seed $(SEED) --report docs/reliability.md
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -3,11 +3,19 @@
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 20_000  # characters of a message, which may list every tensor that is missing
+
 
 class AvgMlxError(Exception):
-    """Anything that stops the work. The command line prints the text and exits with `exit_status`."""
+    """Anything that stops the work. The command line prints the text and exits with `exit_status`.
+
+    The text is one printable line, whatever names and values of strangers it tells.
+    """
 
     exit_status = 1
+
+    def __init__(self, message: str):
+        super().__init__(printable(message, LONGEST))
 
 
 class InputError(AvgMlxError, ValueError):
