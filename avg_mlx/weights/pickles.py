@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from ..errors import AvgMlxError, InputError, printable
 
-PICKLE_BYTES = 4 << 20  # names, types and shapes, without the data: a quarter of a KiB for a tensor
+PICKLE_BYTES = 1 << 20  # without the tensors' data: a name and a shape take about 120, and there are some 700
 
 # All that a pickle of dense tensors names.
 DENSE = re.compile(
@@ -53,7 +53,8 @@ class PickledShards:
                 tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
                 others = {name: type(value).__name__ for name, value in tensors.items() if not torch.is_tensor(value)}
             except Exception as error:  # UnpicklingError, RuntimeError, EOFError and more
-                raise _unreadable(file, f"{type(error).__name__}: {error}".partition("\n")[0]) from error
+                # The first sentence: in the next, PyTorch may advise to do without weights_only.
+                raise _unreadable(file, re.split(r"\n|\. ", f"{type(error).__name__}: {error}")[0]) from error
             if others:
                 name, kind = next(iter(others.items()))
                 remedy = "save a model's state_dict() alone, or get it in safetensors form"

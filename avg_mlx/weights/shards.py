@@ -23,10 +23,7 @@ class Shards(Protocol):
     dtypes: dict[str, str]  # by their usual names: bfloat16, int64, float8_e4m3
 
     def read(self, name: str) -> mx.array:
-        """Return a tensor of floats, or of a type that MLX has; from safetensors files it is lazy.
-
-        float64 becomes float32.
-        """
+        """Return a tensor, float64 as float32; from safetensors files it is lazy."""
 
 
 def load_arrays(file: Path) -> dict[str, mx.array]:
@@ -59,7 +56,7 @@ class SafetensorsShards:
                 raise InputError(f"{file} is truncated or damaged ({error}); download it again") from error
 
     def read(self, name: str) -> mx.array:
-        """Return a lazy tensor; of a file with types that MLX does not have, one in memory."""
+        """Return a lazy tensor, or one in memory where its file holds a type that MLX does not have."""
         # The file is loaded anew each time, since an array that is kept would hold its data once it is evaluated.
         file, own_name = self._place_of[name]
         try:
@@ -69,13 +66,13 @@ class SafetensorsShards:
 
 
 def _dtype(code: str) -> str:
-    """Return the usual name of a type in safetensors' spelling."""
+    """Return the usual name of a type that safetensors spells as in BF16, I64 or F8_E4M3."""
     kinds = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex"}
     return re.sub(r"^[A-Z]+(?=\d)", lambda letters: kinds.get(letters[0], letters[0]), code).lower()
 
 
 def _read_floats(file: Path, name: str) -> mx.array:
-    """Return a tensor of floats from any safetensors file, whatever MLX makes of the others there."""
+    """Return a tensor of floats from a safetensors file that MLX refuses for the type of any tensor in it."""
     with file.open("rb") as stream:
         start = 8 + int.from_bytes(stream.read(8), "little")
         tensor = json.loads(stream.read(start - 8))[name]
