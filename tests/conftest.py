@@ -136,6 +136,32 @@ def write_checkpoint(folder: Path, changes=None, tower=None, dtype=np.float32) -
     return ours
 
 
+def retype(file: Path, name: str, dtype: str, data: bytes | None = None) -> None:
+    """Store a tensor of a safetensors file in another type, by safetensors' name; zeros unless there are `data`."""
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    pieces = {n: content[slice(*(start + at for at in t["data_offsets"]))] for n, t in header.items() if n[:2] != "__"}
+    bits = int(re.search(r"\d+|$", dtype)[0] or 8)  # BOOL has 8
+    pieces[name] = data or bytes(int(np.prod(header[name]["shape"])) * bits // 8)
+    header[name]["dtype"] = dtype
+    ends = np.cumsum([len(piece) for piece in pieces.values()]).tolist()
+    for (n, piece), end in zip(pieces.items(), ends, strict=True):
+        header[n]["data_offsets"] = [end - len(piece), end]
+    head = json.dumps(header).encode()
+    file.write_bytes(len(head).to_bytes(8, "little") + head + b"".join(pieces.values()))
+
+
+def write_pickle(file: Path, *asked: str, name: str = "lm_head.weight", compression: int = zipfile.ZIP_STORED) -> None:
+    """Write an archive as torch.save does, whose pickle asks for functions ("module name") to make a tensor `name`."""
+    key = b"X" + len(name).to_bytes(4, "little") + name.encode()
+    made = b"".join(b"c" + each.replace(" ", "\n").encode() + b"\n)R" for each in asked)
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}" + (key + made + b"s" if asked else b"") + b".")
+        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/version", "3\n")
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A random checkpoint of TINY sizes in the authors' layout."""

@@ -125,6 +125,14 @@ DAMAGE = {
         change_tensors(lambda t: t.update({SOME: mx.zeros((1, 1))})),
         f"do not fit the model: {SOME}",
     ),
+    "integers": (
+        change_tensors(lambda t: t.update({SOME: t[SOME].astype(mx.int64)})),
+        rf"1 of the tensors of .* {SOME} is int64, expected float32\); train them again",
+    ),
+    "complex numbers": (
+        change_tensors(lambda t: t.update({SOME: t[SOME].astype(mx.complex64)})),
+        f"{SOME} is complex64, expected float32",
+    ),
 }
 
 

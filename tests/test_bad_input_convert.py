@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from conftest import CHECKPOINT
+from conftest import CHECKPOINT, retype, write_pickle
 
 from avg_mlx import InputError, convert
 from avg_mlx.cli.convert import main
@@ -246,10 +246,53 @@ def test_index_without_file_names(refuse, checkpoint):
         assert "weight_map" in line
 
 
+@pytest.mark.parametrize(
+    ("dtype", "found"),
+    [
+        ("C64", "complex64"),
+        ("I64", "int64"),
+        ("I8", "int8"),
+        ("U32", "uint32"),
+        ("BOOL", "bool"),
+        ("F8_E4M3", "float8_e4m3"),
+        ("F8_E5M2", "float8_e5m2"),
+        ("F8_E8M0", "float8_e8m0"),
+        ("F4", "float4"),
+    ],
+)
+def test_weights_that_cannot_be_computed_with(refuse, checkpoint, dtype, found):
+    file = checkpoint / "model-00001-of-00002.safetensors"
+    names = sorted(name for name in mx.load(str(file)) if name.endswith("proj.weight"))
+    for name in names:
+        retype(file, name, dtype)
+    line = refuse(checkpoint)
+    assert line.startswith(f"{len(names)} of the tensors of {checkpoint} cannot be computed with (the first: ")
+    assert any(f"{name} is {found}, expected float16 or bfloat16 or float32 or float64)" in line for name in names)
+    assert line.endswith("; get it in float16 or bfloat16 or float32")
+
+
+@pytest.mark.parametrize("dtype", ["F32", "I32"])
+def test_packed_weights_of_another_type(refuse, quantized, tmp_path, dtype):
+    folder = Path(shutil.copytree(quantized, tmp_path / "quantized"))
+    name = "language_model.lm_head.weight"
+    retype(folder / "model.safetensors", name, dtype)
+    line = refuse(folder, "--dtype", "float16")
+    assert line.startswith(f"1 of the tensors of {folder} cannot be computed with (the first: {name} is ")
+    assert line.endswith("32, expected uint32); convert the checkpoint again")
+
+
+@pytest.mark.parametrize("asked", ["torch._utils _rebuild_sparse_tensor", "os mkdir"])
+def test_pickles_of_more_than_dense_tensors(refuse, checkpoint, asked):
+    for file in checkpoint.glob("model*.safetensors*"):
+        file.unlink()
+    write_pickle(checkpoint / "pytorch_model.bin", asked)
+    assert refuse(checkpoint).startswith(f"{checkpoint}/pytorch_model.bin cannot be read as plain tensors (")
+
+
 def test_pickled_shards_without_pytorch(refuse, checkpoint, monkeypatch):
     for file in checkpoint.glob("model*.safetensors*"):
         file.unlink()
-    (checkpoint / "pytorch_model.bin").write_bytes(b"PK")
+    write_pickle(checkpoint / "pytorch_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
     line = refuse(checkpoint, status=1)
     assert "PyTorch" in line

@@ -9,10 +9,10 @@ import huggingface_hub
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import CHECKPOINT
+from conftest import CHECKPOINT, retype
 from safetensors.numpy import load_file, save_file
 
-from avg_mlx import AvgMlxError, InputError, generate, load
+from avg_mlx import AvgMlxError, InputError, Quantization, convert, generate, load
 from avg_mlx.model.inventory import tensors_of
 from avg_mlx.weights.checkpoint import load_tokenizer
 from avg_mlx.weights.source import find_folder, open_source
@@ -110,6 +110,42 @@ def test_a_spoiled_folder_is_refused(folder, spoil, words):
     with pytest.raises(InputError) as error:
         load(folder)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["I32", "U32", "C64", "F64", "F8_E4M3"])
+def test_norms_that_are_not_floats_are_refused(folder, dtype):
+    name = "language_model.model.norm.weight"
+    retype(folder / "model.safetensors", name, dtype)
+    with pytest.raises(
+        InputError, match=rf"^1 of the tensors of .* {name} is .*, expected float16 or bfloat16 or float32\)"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "dtype", "told"),
+    [
+        ("weight", "F32", "is float32, expected uint32"),
+        ("weight", "I32", "is int32, expected uint32"),
+        ("scales", "C64", "is complex64, expected float16 or bfloat16 or float32"),
+        ("biases", "I64", "is int64, expected float16 or bfloat16 or float32"),
+    ],
+)
+def test_packed_tensors_of_another_type_are_refused(tiny_four_bits, tmp_path, tensor, dtype, told):
+    folder = Path(shutil.copytree(tiny_four_bits, tmp_path / "model"))
+    name = f"language_model.lm_head.{tensor}"
+    retype(folder / "model.safetensors", name, dtype)
+    with pytest.raises(InputError, match=rf"{name} {told}\); convert the checkpoint again"):
+        load(folder)
+
+
+def test_scales_of_4_bit_floats_are_bytes(tiny_checkpoint, tmp_path):
+    convert(tiny_checkpoint, tmp_path / "model", quantization=Quantization(mode="mxfp4"))
+    load(tmp_path / "model")
+    name = "language_model.lm_head.scales"
+    retype(tmp_path / "model" / "model.safetensors", name, "F16")
+    with pytest.raises(InputError, match=rf"{name} is float16, expected uint8\)"):
+        load(tmp_path / "model")
 
 
 def test_pickled_weights_are_refused(folder, monkeypatch):

@@ -10,7 +10,7 @@ import huggingface_hub
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import CHECKPOINT, write_checkpoint
+from conftest import CHECKPOINT, retype, write_checkpoint
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -152,6 +152,31 @@ def test_an_undeclared_dtype_is_that_of_the_tensors(tmp_path):
     convert(tmp_path / "checkpoint", tmp_path / "model")
     assert config_of(tmp_path / "model")["torch_dtype"] == "float16"
     assert {array.dtype for array in tensors_in(tmp_path / "model").values()} == {mx.float16}
+
+
+def test_float64_becomes_float32(tmp_path):
+    tensors = write_checkpoint(tmp_path / "checkpoint", {"torch_dtype": "float64"}, dtype=np.float64)
+    convert(tmp_path / "checkpoint", tmp_path / "model")
+    written = load_file(tmp_path / "model" / "model.safetensors")
+    assert config_of(tmp_path / "model")["torch_dtype"] == "float32"
+    assert all(np.array_equal(written[name], array.astype(np.float32)) for name, array in tensors.items())
+    assert {array.dtype for array in written.values()} == {np.dtype(np.float32)}
+
+
+def test_one_float64_tensor_leaves_the_others_readable(tiny_checkpoint, tmp_path):
+    """MLX refuses the whole file."""
+    checkpoint = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    tensors = {
+        name: array.astype(mx.bfloat16) for name, array in mx.load(str(checkpoint / "model.safetensors")).items()
+    }
+    tensors["model.image_newline"] = tensors["model.image_newline"].astype(mx.float16)
+    mx.eval(tensors)
+    mx.save_safetensors(str(checkpoint / "model.safetensors"), tensors)
+    convert(checkpoint, tmp_path / "expected")
+    norm = np.array(tensors["model.norm.weight"].astype(mx.float32))
+    retype(checkpoint / "model.safetensors", "model.norm.weight", "F64", norm.astype(np.float64).tobytes())
+    convert(checkpoint, tmp_path / "model")
+    assert contents(tmp_path / "model") == contents(tmp_path / "expected")
 
 
 @pytest.mark.parametrize(("bits", "group_size"), [(8, 32), (4, 64), (2, 32)])

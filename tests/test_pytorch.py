@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import CHECKPOINT, write_checkpoint
+from conftest import CHECKPOINT, write_checkpoint, write_pickle
 from safetensors.numpy import load_file, save_file
 
 from avg_mlx import AvgMlxError, InputError, convert, load
@@ -183,7 +183,7 @@ def test_a_truncated_shard_is_refused(checkpoint, keep):
 def test_pickles_without_pytorch_say_what_to_install(checkpoint, monkeypatch):
     for file in checkpoint.glob("model*"):
         file.unlink()
-    (checkpoint / "pytorch_model.bin").write_bytes(b"")
+    write_pickle(checkpoint / "pytorch_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(AvgMlxError, match=r"need PyTorch.*pip install 'avg-mlx\[torch\]'") as error:
         convert(checkpoint, checkpoint / "model")
@@ -253,7 +253,7 @@ def test_buffers_of_older_checkpoints_are_ignored(tiny_checkpoint, tiny_folder, 
     buffers = {
         f"{TOWER}vision_model.embeddings.position_ids": np.arange(17)[None],
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(16, np.float32),
-        "model.layers.1.self_attn.rotary_emb.inv_freq": np.ones(16, np.float32),
+        "model.layers.1.self_attn.rotary_emb.inv_freq": np.ones(16, np.float64),  # MLX has none
     }
     save_file(load_file(checkpoint / "model.safetensors") | buffers, checkpoint / "model.safetensors")
     convert(checkpoint, tmp_path / "model")

@@ -22,7 +22,7 @@ from ..inputs.image_io import ImageSource
 from ..inputs.prompt import PLACEHOLDER_ID, build_messages, encode_messages
 from ..inputs.tokenizer import Tokenizer
 from ..model.avg_llava import Model
-from ..model.inventory import parts_of
+from ..model.inventory import dtype_name, parts_of
 from ..progress import Progress, silent
 from ..version import VERSION
 from .cost import Cost, Work
@@ -196,7 +196,7 @@ def describe(model: Model, tokenizer: Tokenizer, options: Options) -> dict[str, 
         "system": f"{platform.system()} {platform.machine()}",
         "blas": BLAS,
         "versions": {"avg-mlx": VERSION, **{name: version(name) for name in ("mlx", "mlx-lm")}},
-        "dtype": str(model.image_newline.dtype).rpartition(".")[2],
+        "dtype": dtype_name(model.image_newline.dtype),
         "bits_per_weight": {part.name: round(part.bits_per_weight, 2) for part in parts},
         "parameters": sum(part.parameters for part in parts),
         "weights_gb": sum(part.bytes for part in parts) / 1e9,

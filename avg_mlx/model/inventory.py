@@ -28,6 +28,11 @@ def sizes_of(model: nn.Module) -> dict[str, int]:
     return {name: array.nbytes for name, array in tensors_of(model).items()}
 
 
+def dtype_name(dtype: mx.Dtype) -> str:
+    """Return a type's name, as in float16, without MLX's in front."""
+    return str(dtype).rpartition(".")[2]
+
+
 def fingerprint(model: Model, router: bool = False) -> str:
     """Return a hash of a few numbers of every tensor, the router's included only if `router`."""
     digest = hashlib.sha256()

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from ..errors import InputError
 from ..files import read_json, replacing, write_json
 from ..model.avg_llava import Model
-from ..model.inventory import fingerprint, tensors_of
+from ..model.inventory import dtype_name, fingerprint, tensors_of
 from ..model.router import Router
 
 WEIGHTS = "adapters.safetensors"
@@ -95,8 +95,20 @@ def load_adapters(model: Model, folder: str | Path) -> AdapterConfig:
     strange = [n for n, a in tensors.items() if n not in known or known[n].shape != a.shape]
     if strange:
         raise InputError(f"{folder} holds tensors that do not fit the model: {', '.join(sorted(strange))}")
+    wrong = [n for n, a in tensors.items() if not _alike(a.dtype, known[n].dtype)]
+    if wrong:
+        found, expected = (dtype_name(arrays[wrong[0]].dtype) for arrays in (tensors, known))
+        raise InputError(
+            f"{len(wrong)} of the tensors of {folder} cannot be computed with "
+            f"(the first: {wrong[0]} is {found}, expected {expected}); train them again"
+        )
     model.load_weights(list(tensors.items()), strict=False)
     if has_router:
         model.router.set_dtype(model.image_newline.dtype)  # it is trained in float32
     model.eval()
     return config
+
+
+def _alike(dtype: mx.Dtype, other: mx.Dtype) -> bool:
+    """Tell whether types are the same, or both are floats."""
+    return dtype == other or all(mx.issubdtype(each, mx.floating) for each in (dtype, other))

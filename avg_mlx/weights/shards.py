@@ -1,13 +1,17 @@
 """The weight files of a model folder, read one tensor at a time."""
 
+import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, cast
 
 import mlx.core as mx
+import numpy as np
 
-from ..errors import AvgMlxError, InputError
+from ..errors import InputError
 from ..files import read_json
+from .pickles import PickledShards
 
 Shape = tuple[int, ...]
 
@@ -16,9 +20,10 @@ class Shards(Protocol):
     """The tensors of some weight files, each read on demand."""
 
     shapes: dict[str, Shape]
+    dtypes: dict[str, str]  # by their usual names: bfloat16, int64, float8_e4m3
 
     def read(self, name: str) -> mx.array:
-        """Return a tensor; from safetensors files it is lazy."""
+        """Return a tensor, float64 as float32; from safetensors files it is lazy."""
 
 
 def load_arrays(file: Path) -> dict[str, mx.array]:
@@ -37,54 +42,43 @@ class SafetensorsShards:
 
         self.files = list(files)
         self.shapes: dict[str, Shape] = {}
+        self.dtypes: dict[str, str] = {}
         self._place_of: dict[str, tuple[Path, str]] = {}
         for file in self.files:
             try:
                 with safe_open(file, framework="numpy") as shard:
                     for name in shard.keys():  # noqa: SIM118 - not a mapping
-                        self.shapes[prefix + name] = tuple(shard.get_slice(name).get_shape())
+                        tensor = shard.get_slice(name)
+                        self.shapes[prefix + name] = tuple(tensor.get_shape())
+                        self.dtypes[prefix + name] = _dtype(tensor.get_dtype())
                         self._place_of[prefix + name] = file, name
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{file} is truncated or damaged ({error}); download it again") from error
 
     def read(self, name: str) -> mx.array:
-        """Return a lazy tensor."""
+        """Return a lazy tensor, or one in memory where its file holds a type that MLX does not have."""
         # The file is loaded anew each time, since an array that is kept would hold its data once it is evaluated.
         file, own_name = self._place_of[name]
-        return load_arrays(file)[own_name]
-
-
-class PickledShards:
-    """Files named `pytorch_model*.bin`, mapped into memory. Pickled code in them is never run."""
-
-    def __init__(self, files: Iterable[Path], prefix: str = ""):
         try:
-            import torch
-        except ImportError:
-            raise AvgMlxError(
-                "pickled .bin shards need PyTorch to read them; pip install 'avg-mlx[torch]', then convert again"
-            ) from None
-        self.shapes: dict[str, Shape] = {}
-        self._tensors: dict[str, torch.Tensor] = {}
-        for file in files:
-            try:
-                tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-                self.shapes |= {prefix + name: tuple(tensor.shape) for name, tensor in tensors.items()}
-                self._tensors |= {prefix + name: tensor for name, tensor in tensors.items()}
-            except Exception as error:  # UnpicklingError, RuntimeError, EOFError and more
-                reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-                raise InputError(
-                    f"{file} cannot be read as plain tensors ({reason}); get it in safetensors form"
-                ) from error
+            return load_arrays(file)[own_name]
+        except InputError:
+            return _read_floats(file, own_name)
 
-    def read(self, name: str) -> mx.array:
-        """Return a tensor that is copied out of the mapped file."""
-        import torch
 
-        tensor = self._tensors[name].contiguous()
-        if tensor.dtype == torch.bfloat16:  # NumPy has no such type
-            return mx.array(tensor.view(torch.int16).numpy()).view(mx.bfloat16)
-        return mx.array(tensor.numpy())
+def _dtype(code: str) -> str:
+    """Return the usual name of a type that safetensors spells as in BF16, I64 or F8_E4M3."""
+    kinds = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex"}
+    return re.sub(r"^[A-Z]+(?=\d)", lambda letters: kinds.get(letters[0], letters[0]), code).lower()
+
+
+def _read_floats(file: Path, name: str) -> mx.array:
+    """Return a tensor of floats from a safetensors file that MLX refuses for the type of any tensor in it."""
+    with file.open("rb") as stream:
+        start = 8 + int.from_bytes(stream.read(8), "little")
+        tensor = json.loads(stream.read(start - 8))[name]
+    dtype = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}[tensor["dtype"]]
+    array = mx.array(np.memmap(file, dtype, "r", start + tensor["data_offsets"][0], tuple(tensor["shape"])))
+    return array.view(mx.bfloat16) if tensor["dtype"] == "BF16" else array
 
 
 def open_shards(folder: Path, prefix: str = "") -> SafetensorsShards | PickledShards:

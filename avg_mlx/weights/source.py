@@ -12,7 +12,7 @@ from ..config import KNOWN_TOWERS, MODEL_TYPE
 from ..errors import AvgMlxError, InputError
 from ..files import read_json
 from ..model.avg_llava import Model
-from ..model.inventory import shapes_of
+from ..model.inventory import dtype_name, tensors_of
 from .demo import DEMO, demo_model
 from .pytorch import TOWER, UNUSED, Origin, origin
 from .quantization import DTYPES, Dtype
@@ -63,7 +63,7 @@ class Source:
     def dtype(self) -> Dtype:
         """The type that the config declares, or else the one that an unquantized tensor has."""
         declared = self.keys.get("torch_dtype")
-        return cast(Dtype, declared if declared in DTYPES else str(self.read("image_newline").dtype).rpartition(".")[2])
+        return cast(Dtype, declared if declared in DTYPES else dtype_name(self.read("image_newline").dtype))
 
     def read(self, name: str) -> mx.array:
         """Return our tensor `name`, lazily."""
@@ -72,9 +72,12 @@ class Source:
         return place.take(shards.read(place.name))
 
     def check(self, model: Model) -> None:
-        """Raise InputError that lists all tensors that are missing, have no use in `model`, or have another shape."""
-        places = [(self._origin(name), shape) for name, shape in shapes_of(model).items()]
-        expected = {place.name: place.shape(shape) for place, shape in places}
+        """Raise InputError if the tensors are not those of `model`, or have a type that it cannot compute with.
+
+        It lists all that are missing, that have no use in the model, or that have another shape.
+        """
+        places = [(self._origin(name), array) for name, array in tensors_of(model).items()]
+        expected = {place.name: place.shape(array.shape) for place, array in places}
         found = {name: shape for shards in self.shards for name, shape in shards.shapes.items()}
         surplus = found.keys() - expected.keys()
         if not self.converted:
@@ -91,6 +94,21 @@ class Source:
             raise InputError(
                 f"the tensors of {self.folder} do not fit its config: {'; '.join(problems)}; download it again"
             )
+        self._check_dtypes({place.name: array.dtype for place, array in places})
+
+    def _check_dtypes(self, expected: dict[str, mx.Dtype]) -> None:
+        """Raise InputError for weights that are not floats, and for packed ones that are not of their type."""
+        floats = DTYPES if self.converted else (*DTYPES, "float64")
+        dtypes = {name: dtype for shards in self.shards for name, dtype in shards.dtypes.items()}
+        wrong = []
+        for name, dtype in expected.items():
+            allowed = floats if mx.issubdtype(dtype, mx.floating) else (dtype_name(dtype),)
+            if dtypes[name] not in allowed:
+                wrong.append(f"{name} is {dtypes[name]}, expected {' or '.join(allowed)}")
+        if wrong:
+            remedy = "convert the checkpoint again" if self.converted else f"get it in {' or '.join(DTYPES)}"
+            found = f"{len(wrong)} of the tensors of {self.folder} cannot be computed with"
+            raise InputError(f"{found} (the first: {wrong[0]}); {remedy}")
 
     def _origin(self, name: str) -> Origin:
         return Origin(name) if self.converted else origin(name)
