@@ -26,7 +26,11 @@ def parse(**changes) -> Config:
 def test_golden_keys():
     config = parse()
     assert config == Config(
-        text={**GOLDEN_KEYS, "model_type": "llama", "vision_config": TOWER_KEYS},
+        text={
+            **{key: value for key, value in GOLDEN_KEYS.items() if value is not None},
+            "model_type": "llama",
+            "vision_config": TOWER_KEYS,
+        },
         vision=VisionConfig(
             hidden_size=48,
             intermediate_size=96,

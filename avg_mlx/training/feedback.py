@@ -87,7 +87,9 @@ def known_feedback(journal: Journal, author: str, samples: Sequence[Sample]) -> 
     for n, keys in enumerate(journal.rows, 1):
         try:
             row = Feedback(**keys)
-        except TypeError as error:
+            np.array([row.losses, row.router_logits or row.losses], np.float32)  # fails at what is not a number
+            hash((row.sample, row.model))
+        except (TypeError, ValueError) as error:
             raise InputError(f"{journal.file}, line {n}: not feedback ({error}); choose another file") from error
         if row.model != author:
             raise InputError(

@@ -1,12 +1,13 @@
 """The weight files of a model folder, read one tensor at a time."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
 import mlx.core as mx
 
-from ..errors import AvgMlxError, InputError
+from ..errors import AvgMlxError, InputError, listing, printable
 from ..files import read_json
 
 Shape = tuple[int, ...]
@@ -37,21 +38,23 @@ class SafetensorsShards:
 
         self.files = list(files)
         self.shapes: dict[str, Shape] = {}
-        self._place_of: dict[str, tuple[Path, str]] = {}
+        self._prefix = prefix
+        self._file_of: dict[str, Path] = {}
         for file in self.files:
             try:
                 with safe_open(file, framework="numpy") as shard:
-                    for name in shard.keys():  # noqa: SIM118 - not a mapping
-                        self.shapes[prefix + name] = tuple(shard.get_slice(name).get_shape())
-                        self._place_of[prefix + name] = file, name
+                    shapes = {prefix + name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
             except (SafetensorError, OSError) as error:
-                raise InputError(f"{file} is truncated or damaged ({error}); download it again") from error
+                reason = printable(error)
+                raise InputError(f"{file} is truncated or damaged ({reason}); download it again") from error
+            _check_new(file, shapes, self._file_of)
+            self.shapes |= shapes
+            self._file_of |= dict.fromkeys(shapes, file)
 
     def read(self, name: str) -> mx.array:
         """Return a lazy tensor."""
         # The file is loaded anew each time, since an array that is kept would hold its data once it is evaluated.
-        file, own_name = self._place_of[name]
-        return load_arrays(file)[own_name]
+        return load_arrays(self._file_of[name])[name.removeprefix(self._prefix)]
 
 
 class PickledShards:
@@ -66,16 +69,21 @@ class PickledShards:
             ) from None
         self.shapes: dict[str, Shape] = {}
         self._tensors: dict[str, torch.Tensor] = {}
+        file_of: dict[str, Path] = {}
         for file in files:
             try:
                 tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-                self.shapes |= {prefix + name: tuple(tensor.shape) for name, tensor in tensors.items()}
-                self._tensors |= {prefix + name: tensor for name, tensor in tensors.items()}
+                tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+                shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             except Exception as error:  # UnpicklingError, RuntimeError, EOFError and more
                 reason = f"{type(error).__name__}: {error}".partition("\n")[0]
                 raise InputError(
                     f"{file} cannot be read as plain tensors ({reason}); get it in safetensors form"
                 ) from error
+            _check_new(file, shapes, file_of)
+            self.shapes |= shapes
+            self._tensors |= tensors
+            file_of |= dict.fromkeys(shapes, file)
 
     def read(self, name: str) -> mx.array:
         """Return a tensor that is copied out of the mapped file."""
@@ -85,6 +93,13 @@ class PickledShards:
         if tensor.dtype == torch.bfloat16:  # NumPy has no such type
             return mx.array(tensor.view(torch.int16).numpy()).view(mx.bfloat16)
         return mx.array(tensor.numpy())
+
+
+def _check_new(file: Path, names: Iterable[str], file_of: Mapping[str, Path]) -> None:
+    """Raise InputError if a file has tensors of a name that another one has: nothing says which to take."""
+    twice = [name for name in names if name in file_of]
+    if twice:
+        raise InputError(f"{file_of[twice[0]]} and {file} both hold {listing(twice)}; remove one of the files")
 
 
 def open_shards(folder: Path, prefix: str = "") -> SafetensorsShards | PickledShards:
@@ -99,18 +114,24 @@ def open_shards(folder: Path, prefix: str = "") -> SafetensorsShards | PickledSh
         if (folder / index).is_file():
             return kind(_indexed_files(folder / index), prefix)
         if files := sorted(folder.glob(pattern)):
+            if irregular := [file.name for file in files if not os.path.isfile(file)]:
+                raise InputError(f"{folder} has weights that are not files: {listing(irregular)}; download them again")
             return kind(files, prefix)
     raise InputError(f"{folder} has no weights; expected *.safetensors or pytorch_model*.bin")
 
 
 def _indexed_files(index: Path) -> list[Path]:
+    """Return the files that an index names, all of them beside it; each may be a link, as in the Hub's cache."""
     try:
-        files = [index.parent / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
     except (KeyError, AttributeError, TypeError) as error:
         raise InputError(
             f"{index} is not an index of shards, since it has no weight_map of file names; download it again"
         ) from error
-    absent = [file.name for file in files if not file.is_file()]
+    if outside:
+        raise InputError(f"{index} names files that are not beside it: {listing(outside)}; download it again")
+    absent = [name for name in names if not os.path.isfile(index.parent / name)]
     if absent:
-        raise InputError(f"{index} names absent files: {', '.join(absent)}; download them into {index.parent}")
-    return files
+        raise InputError(f"{index} names absent files: {listing(absent)}; download them into {index.parent}")
+    return [index.parent / name for name in names]

@@ -1,5 +1,6 @@
 """Where a model comes from: a folder here or on the Hugging Face Hub, in the authors' layout or in ours."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, cast
 import mlx.core as mx
 
 from ..config import KNOWN_TOWERS, MODEL_TYPE
-from ..errors import AvgMlxError, InputError
+from ..errors import AvgMlxError, InputError, listing, printable
 from ..files import read_json
 from ..model.avg_llava import Model
 from ..model.inventory import shapes_of
@@ -29,10 +30,10 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns:
     """
     if path_or_repo == DEMO:
         return demo_model()
-    folder = Path(path_or_repo).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(path_or_repo))
+    if os.path.isdir(folder):  # unlike Path.is_dir, it is false of a name that is too long
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise InputError(f"{folder} is a file; give the model's folder")
     repo = str(path_or_repo)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
@@ -72,7 +73,7 @@ class Source:
         return place.take(shards.read(place.name))
 
     def check(self, model: Model) -> None:
-        """Raise InputError that lists all tensors that are missing, have no use in `model`, or have another shape."""
+        """Raise InputError that lists the tensors that are missing, have no use in `model`, or have another shape."""
         places = [(self._origin(name), shape) for name, shape in shapes_of(model).items()]
         expected = {place.name: place.shape(shape) for place, shape in places}
         found = {name: shape for shards in self.shards for name, shape in shards.shapes.items()}
@@ -86,7 +87,7 @@ class Source:
             "unexpected": sorted(surplus),
             "misshapen": [f"{n} is {found[n]}, expected {expected[n]}" for n in misshapen],
         }
-        problems = [f"{len(names)} {kind} ({', '.join(names)})" for kind, names in findings.items() if names]
+        problems = [f"{len(names)} {kind} ({listing(names)})" for kind, names in findings.items() if names]
         if problems:
             raise InputError(
                 f"the tensors of {self.folder} do not fit its config: {'; '.join(problems)}; download it again"
@@ -114,7 +115,7 @@ def open_source(path_or_repo: str | Path, revision: str | None = None) -> Source
         raise InputError(f"{folder}/config.json has no mm_vision_tower to name the vision tower; download it again")
     has_tower = any(tensor.startswith(TOWER) for tensor in shards.shapes)
     keys["router_select"] = any(tensor.startswith("model.router.") for tensor in shards.shapes)
-    known = {} if (folder / name).is_dir() else KNOWN_TOWERS.get(name, {})
+    known = {} if os.path.isdir(folder / name) else KNOWN_TOWERS.get(name, {})
     if known and has_tower:
         return Source(folder, {**keys, "vision_config": known}, [shards], converted=False)
     tower = _find_tower(folder, name, ["*.json"] if has_tower else HUB_FILES)
@@ -124,13 +125,14 @@ def open_source(path_or_repo: str | Path, revision: str | None = None) -> Source
 
 def _find_tower(folder: Path, name: str, patterns: list[str]) -> Path:
     """Return the folder of a vision tower, which lies in the checkpoint's `folder` or on the Hub."""
-    if (folder / name).is_dir():
+    if os.path.isdir(folder / name):
         return folder / name
     try:
         return find_folder(name, patterns=patterns)
     except AvgMlxError as error:
         raise InputError(
-            f"unknown vision tower {name}: not a folder in {folder}, not one of {', '.join(KNOWN_TOWERS)}; {error}"
+            f"unknown vision tower {printable(name)}: not a folder in {folder}, "
+            f"not one of {', '.join(KNOWN_TOWERS)}; {error}"
         ) from error
 
 
