@@ -18,7 +18,7 @@ MODEL_TYPE = "llava_llama"
 TEXT_MODEL = "llama"  # the mlx-lm model behind MODEL_TYPE
 
 MAX_SIZE = 1 << 24  # of any width, vocabulary, context or count of heads; products of two stay far below 64 bits
-MAX_LAYERS = 1024  # of the language model and of the tower; a layer without its weights takes 12 KB
+MAX_LAYERS = 256  # of the language model and of the tower; the deepest published models have about 130
 MAX_CROP = 4096  # pixels of a crop's side
 MAX_PATCHES = 1 << 14  # of a crop
 MAX_CROPS = 64  # of an image; LLaVA-OneVision has the most, 36
@@ -114,6 +114,10 @@ class Config:
         _check(keys, "config.json", {**REQUIRED, **OPTIONAL}, required=REQUIRED)
         _at_most("num_hidden_layers", keys["num_hidden_layers"], MAX_LAYERS)
         _check_layer_types(keys.get("layer_types"), keys["num_hidden_layers"])
+        quantization = keys.get("quantization", {})
+        for how in (quantization, *quantization.values()):  # of all layers, and of single ones
+            if isinstance(how, dict):
+                _check(how, "the quantization in config.json", QUANTIZATION)
         vision = VisionConfig.from_dict(keys["vision_config"])
         _one_of("mm_vision_select_feature", keys.get("mm_vision_select_feature", "patch"), ("patch",))
         aspect = _one_of("image_aspect_ratio", keys["image_aspect_ratio"], ("anyres", "pad"))
@@ -179,6 +183,7 @@ OPTIONAL: dict[str, Any] = {
     "mm_projector_type": str,
     "eos_token_id": list[int],
 }
+QUANTIZATION: dict[str, Any] = {"group_size": int, "bits": int, "mode": str}  # MLX divides by the first two
 IN_WORDS: dict[Any, str] = {
     int: f"a whole number above 0, up to {MAX_SIZE}",
     range: f"a whole number from 0 to {MAX_SIZE}",

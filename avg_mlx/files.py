@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import InputError, printable
 
-MAX_OBJECT = 16 << 20  # bytes of a JSON file that describes something; the largest index of shards has 10 MB
+MAX_OBJECT = 4 << 20  # bytes of a JSON file that describes something; an index of 20,000 tensors has 2 MB
 MAX_TOKENIZER = 64 << 20  # bytes; the tokenizers of a million tokens have about 40 MB
 MAX_DATA = 4 << 30  # bytes of samples, questions or results; a million conversations have about 1.5 GB
 MAX_DEPTH = 64  # lists and objects inside each other

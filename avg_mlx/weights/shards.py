@@ -8,7 +8,7 @@ from typing import Protocol, cast
 import mlx.core as mx
 
 from ..errors import AvgMlxError, InputError, listing, printable
-from ..files import read_json
+from ..files import MAX_OBJECT, read_json
 
 Shape = tuple[int, ...]
 
@@ -42,8 +42,13 @@ class SafetensorsShards:
         self._file_of: dict[str, Path] = {}
         for file in self.files:
             try:
+                with file.open("rb") as stream:
+                    header = int.from_bytes(stream.read(8), "little")
+                if header > MAX_OBJECT:  # the library's own limit lets a million tensors in
+                    raise SafetensorError(f"a header of {header} bytes")
                 with safe_open(file, framework="numpy") as shard:
-                    shapes = {prefix + name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
+                    names = shard.keys()
+                    shapes = {prefix + name: tuple(shard.get_slice(name).get_shape()) for name in names}
             except (SafetensorError, OSError) as error:
                 reason = printable(error)
                 raise InputError(f"{file} is truncated or damaged ({reason}); download it again") from error
@@ -111,7 +116,7 @@ def open_shards(folder: Path, prefix: str = "") -> SafetensorsShards | PickledSh
         (SafetensorsShards, "model.safetensors.index.json", "*.safetensors"),
         (PickledShards, "pytorch_model.bin.index.json", "pytorch_model*.bin"),
     ):
-        if (folder / index).is_file():
+        if (folder / index).exists():
             return kind(_indexed_files(folder / index), prefix)
         if files := sorted(folder.glob(pattern)):
             if irregular := [file.name for file in files if not os.path.isfile(file)]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import mlx.core as mx
 
 from ..config import KNOWN_TOWERS, MODEL_TYPE
-from ..errors import AvgMlxError, InputError, listing, printable
+from ..errors import AvgMlxError, InputError, listing, printable, shown
 from ..files import read_json
 from ..model.avg_llava import Model
 from ..model.inventory import shapes_of
@@ -37,7 +37,9 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns:
         raise InputError(f"{folder} is a file; give the model's folder")
     repo = str(path_or_repo)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
-        raise InputError(f"there is no folder {repo}; give a folder, a Hub repository such as owner/name, or demo")
+        raise InputError(
+            f"there is no folder {printable(repo)}; give a folder, a Hub repository such as owner/name, or demo"
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -106,7 +108,7 @@ def open_source(path_or_repo: str | Path, revision: str | None = None) -> Source
     keys = read_json(folder / "config.json")
     if keys.get("model_type") != MODEL_TYPE:
         found = keys.get("model_type")
-        raise InputError(f"{folder} is a model of type {found!r}; give an AVG-LLaVA checkpoint ({MODEL_TYPE!r})")
+        raise InputError(f"{folder} is a model of type {shown(found)}; give an AVG-LLaVA checkpoint ({MODEL_TYPE!r})")
     shards = open_shards(folder)
     if "vision_config" in keys:
         return Source(folder, keys, [shards], converted=True)
@@ -142,8 +144,10 @@ def _tower_config(tower: Path) -> dict[str, Any]:
     if isinstance(keys.get("vision_config"), dict):  # a whole CLIP's
         keys = keys["vision_config"]
     if keys.get("model_type", "clip_vision_model") != "clip_vision_model":
-        raise InputError(f"the vision tower {tower} is a {keys['model_type']!r}; give a checkpoint with a CLIP tower")
-    if (tower / "preprocessor_config.json").is_file():
+        raise InputError(
+            f"the vision tower {tower} is a {shown(keys['model_type'])}; give a checkpoint with a CLIP tower"
+        )
+    if (tower / "preprocessor_config.json").exists():
         processor = read_json(tower / "preprocessor_config.json")
         keys |= {key: processor[key] for key in ("image_mean", "image_std") if key in processor}
     return keys
