@@ -1,5 +1,6 @@
 """Files that are read within limits, with errors that name them, and that appear only when they are complete."""
 
+import codecs
 import json
 import os
 import re
@@ -17,7 +18,7 @@ MAX_DATA = 4 << 30  # bytes of samples, questions or results; a million conversa
 MAX_DEPTH = 64  # lists and objects inside each other
 MAX_DIGITS = 300  # of a whole number; more would not fit into a float
 
-# In JSON without escaped backslashes: the escape of a surrogate whose other half does not stand beside it.
+# Where escaped backslashes are replaced: the escape of a surrogate whose other half does not stand beside it.
 HALF_CHARACTER = re.compile(rb"\\ud[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..)\\ud[c-f]", re.IGNORECASE)
 
 
@@ -96,39 +97,6 @@ class JsonError(InputError):
     """What is read as JSON is not; the text begins with "not"."""
 
 
-def parse_json(content: bytes, own: bool = False) -> Any:
-    """Return a JSON value.
-
-    Raises JsonError for what is not UTF-8 or not JSON; for more than MAX_DEPTH levels and numbers of more than
-    MAX_DIGITS digits, with which other code would fail; and for an object that has a key twice. own: it was written
-    here by `json.dumps`, and may hold NaN, Infinity and half a character (a lone surrogate), which are refused in
-    anything else.
-    """
-    try:
-        value = json.loads(
-            content.decode("utf-8-sig"),
-            object_pairs_hook=_object,
-            parse_int=_whole_number,
-            parse_constant=float if own else _refused_constant,
-        )
-        if content.count(b"[") + content.count(b"{") > MAX_DEPTH and _is_deep(value):
-            raise RecursionError
-        if not own and b"\\u" in content and HALF_CHARACTER.search(content.replace(rb"\\", b"")):
-            raise JsonError("not UTF-8 text (half a character)")
-        return value
-    except JsonError:
-        raise
-    except UnicodeDecodeError as error:
-        raise JsonError(f"not UTF-8 text ({error.reason} at byte {error.start + 1})") from None
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise JsonError(f"not valid JSON ({error.msg} at {line}column {error.colno})") from None
-    except RecursionError:
-        raise JsonError(f"not JSON that can be read (more than {MAX_DEPTH} levels deep)") from None
-    except ValueError as error:
-        raise JsonError(f"not JSON that can be read ({error})") from None
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -146,6 +114,40 @@ def _whole_number(digits: str) -> int:
 
 def _refused_constant(name: str) -> float:
     raise ValueError(f"{name} instead of a number")
+
+
+# A decoder is made once, since making it takes longer than reading a short line.
+STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole_number, parse_constant=_refused_constant)
+LENIENT = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole_number)
+
+
+def parse_json(content: bytes, own: bool = False) -> Any:
+    """Return a JSON value.
+
+    Raises JsonError for what is not UTF-8 or not JSON; for more than MAX_DEPTH levels and numbers of more than
+    MAX_DIGITS digits, with which other code would fail; and for an object that has a key twice. own: it was written
+    here by `json.dumps`, and may hold NaN, Infinity and half a character (a lone surrogate), which are refused in
+    anything else.
+    """
+    try:
+        text = content.removeprefix(codecs.BOM_UTF8).decode()
+        value = (LENIENT if own else STRICT).decode(text)
+        if content.count(b"[") + content.count(b"{") > MAX_DEPTH and _is_deep(value):
+            raise RecursionError
+        if not own and b"\\u" in content and HALF_CHARACTER.search(content.replace(rb"\\", b"_")):
+            raise JsonError("not UTF-8 text (half a character)")
+        return value
+    except JsonError:
+        raise
+    except UnicodeDecodeError as error:
+        raise JsonError(f"not UTF-8 text ({error.reason} at byte {error.start + 1})") from None
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise JsonError(f"not valid JSON ({error.msg} at {line}column {error.colno})") from None
+    except RecursionError:
+        raise JsonError(f"not JSON that can be read (more than {MAX_DEPTH} levels deep)") from None
+    except ValueError as error:
+        raise JsonError(f"not JSON that can be read ({error})") from None
 
 
 def _is_deep(value: Any) -> bool:
