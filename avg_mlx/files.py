@@ -129,25 +129,23 @@ def parse_json(content: bytes, own: bool = False) -> Any:
     here by `json.dumps`, and may hold NaN, Infinity and half a character (a lone surrogate), which are refused in
     anything else.
     """
+    too_deep = f"not JSON that can be read (more than {MAX_DEPTH} levels deep)"
     try:
-        text = content.removeprefix(codecs.BOM_UTF8).decode()
-        value = (LENIENT if own else STRICT).decode(text)
-        if content.count(b"[") + content.count(b"{") > MAX_DEPTH and _is_deep(value):
-            raise RecursionError
-        if not own and b"\\u" in content and HALF_CHARACTER.search(content.replace(rb"\\", b"_")):
-            raise JsonError("not UTF-8 text (half a character)")
-        return value
-    except JsonError:
-        raise
+        value = (LENIENT if own else STRICT).decode(content.removeprefix(codecs.BOM_UTF8).decode())
     except UnicodeDecodeError as error:
         raise JsonError(f"not UTF-8 text ({error.reason} at byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise JsonError(f"not valid JSON ({error.msg} at {line}column {error.colno})") from None
     except RecursionError:
-        raise JsonError(f"not JSON that can be read (more than {MAX_DEPTH} levels deep)") from None
-    except ValueError as error:
+        raise JsonError(too_deep) from None
+    except ValueError as error:  # from the functions above
         raise JsonError(f"not JSON that can be read ({error})") from None
+    if content.count(b"[") + content.count(b"{") > MAX_DEPTH and _is_deep(value):
+        raise JsonError(too_deep)
+    if not own and b"\\u" in content and HALF_CHARACTER.search(content.replace(rb"\\", b"_")):
+        raise JsonError("not UTF-8 text (half a character)")
+    return value
 
 
 def _is_deep(value: Any) -> bool:

@@ -111,6 +111,8 @@ def test_a_config_file_gives_options_and_the_command_line_wins(options_given, re
         ("just a text", "holds no options"),
         ("a: [1,\n", "cannot read .*config.yaml"),
         ("data: 2026-13-45", "cannot read .*month must be in"),
+        ("data: !!timestamp never", "cannot read .*config.yaml"),
+        ("data: !!bool never", "cannot read .*config.yaml"),
         ("seed: " + "9" * 5000, "cannot read .*digits"),
         ("learning_rate: " + "9" * 400, "learning-rate is 9+"),
         ('model: "\\ud800"', "cannot read .*config.yaml .*surrogates"),

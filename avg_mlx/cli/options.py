@@ -85,7 +85,7 @@ def read_yaml(file: str) -> dict[str, Any]:
         raise
     except FileNotFoundError as error:
         raise InputError(f"cannot read {file} ({error.strerror}); {expected}") from None
-    except (ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, a date that there is not, long numbers
+    except Exception as error:  # PyYAML raises ValueError, KeyError, AttributeError and more for odd scalars
         raise InputError(f"cannot read {file} ({printable(error)}); {expected}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} holds no options; expected lines such as learning-rate: 1.0e-5")
