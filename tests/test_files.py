@@ -58,6 +58,7 @@ def test_half_characters_are_found_whatever_stands_around_them(text):
         (b"[-Infinity]", "-Infinity"),
         (b'{"a": 1, "b": 2, "a": 3}', "the key 'a' twice"),
         (b'{"%s": 1, "%s": 2}' % (b"x" * 10**6, b"x" * 10**6), "the key 'xxx"),
+        (b"{" + b"".join(b'"%d": 1, ' % n for n in range(10**5)) + b'"99999": 1}', "the key '99999' twice"),
         (b"-" + b"9" * 400, "a number of 401 digits"),
         (b"9" * 5000, "a number of 5000 digits"),
         (b"[" * 10**6, "more than 64 levels"),
