@@ -1,16 +1,30 @@
-"""The architecture, parsed once from a checkpoint's own keys, without MLX."""
+"""The architecture, parsed once from a checkpoint's own keys, without MLX.
+
+A config may come from strangers. What it says in numbers is bounded here, far above all published models, so that the
+unloaded model can be built in a moment. Its tensors are then compared with the weight files, before they take memory.
+"""
 
 import ast
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, shown
 from .geometry import Pair, best_resolution, token_grid, visual_token_count
 
 MODEL_TYPE = "llava_llama"
 TEXT_MODEL = "llama"  # the mlx-lm model behind MODEL_TYPE
+
+MAX_SIZE = 1 << 24  # of any width, vocabulary, context or count of heads; products of two stay far below 64 bits
+MAX_LAYERS = 256  # of the language model and of the tower; the deepest published models have about 130
+MAX_CROP = 4096  # pixels of a crop's side
+MAX_PATCHES = 1 << 14  # of a crop
+MAX_CROPS = 64  # of an image; LLaVA-OneVision has the most, 36
+MAX_PIXELS = 1 << 24  # of all local crops of an image together
+MAX_ENTRIES = 256  # of pinpoints and of granularities
+NOTATION = re.compile(r"[\[\](),\s0-9]{1,10000}")  # of a list that is written as a string
 
 CLIP_LARGE = {
     "hidden_size": 1024,
@@ -39,8 +53,8 @@ class VisionConfig:
     patch_size: int
     layer_norm_eps: float = 1e-5
     hidden_act: str = "quick_gelu"
-    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     @classmethod
     def from_dict(cls, keys: Mapping[str, Any]) -> "VisionConfig":
@@ -55,6 +69,11 @@ class VisionConfig:
             raise InputError(
                 f"a crop of {vision.image_size} pixels is not a whole number of {vision.patch_size}-pixel patches"
             )
+        _at_most("the vision tower's num_hidden_layers", vision.num_hidden_layers, MAX_LAYERS)
+        _at_most("the vision tower's image_size", vision.image_size, MAX_CROP)
+        _at_most("the number of a crop's patches", math.prod(vision.patch_grid), MAX_PATCHES)
+        if 0 in vision.image_std:
+            raise InputError(f"image_std is {shown(vision.image_std)}, by which pixels cannot be divided")
         return vision
 
     @property
@@ -85,14 +104,20 @@ class Config:
     def from_dict(cls, keys: Mapping[str, Any]) -> "Config":
         """Parse a `config.json` that has the tower's config under `vision_config`; InputError says what is wrong."""
         _one_of("model_type", keys.get("model_type"), (MODEL_TYPE,))
-        text = {"tie_word_embeddings": False, **keys, "model_type": TEXT_MODEL}  # mlx-lm's default is tied
         keys = {name: value for name, value in keys.items() if value is not None}
+        text = {"tie_word_embeddings": False, **keys, "model_type": TEXT_MODEL}  # mlx-lm's default is tied
         if "vision_config" not in keys:
             raise InputError(
                 "this is a PyTorch checkpoint (its config has no vision_config); "
                 "convert it first: avg-mlx convert --hf-path FOLDER"
             )
         _check(keys, "config.json", {**REQUIRED, **OPTIONAL}, required=REQUIRED)
+        _at_most("num_hidden_layers", keys["num_hidden_layers"], MAX_LAYERS)
+        _check_layer_types(keys.get("layer_types"), keys["num_hidden_layers"])
+        quantization = keys.get("quantization", {})
+        for how in (quantization, *quantization.values()):  # of all layers, and of single ones
+            if isinstance(how, dict):
+                _check(how, "the quantization in config.json", QUANTIZATION)
         vision = VisionConfig.from_dict(keys["vision_config"])
         _one_of("mm_vision_select_feature", keys.get("mm_vision_select_feature", "patch"), ("patch",))
         aspect = _one_of("image_aspect_ratio", keys["image_aspect_ratio"], ("anyres", "pad"))
@@ -100,16 +125,13 @@ class Config:
         if aspect == "anyres":
             _one_of("mm_patch_merge_type", keys.get("mm_patch_merge_type"), ("spatial_unpad",))
             pinpoints = _pinpoints(keys.get("image_grid_pinpoints"), vision.image_size)
-        patches = vision.patch_grid[0] * vision.patch_grid[1]
+        patches = math.prod(vision.patch_grid)
         return cls(
             text=text,
             vision=vision,
             hidden_size=keys["hidden_size"],
             vocab_size=keys["vocab_size"],
-            context_length=min(
-                keys["max_position_embeddings"],
-                keys.get("tokenizer_model_max_length", keys["max_position_embeddings"]),
-            ),
+            context_length=int(min(keys["max_position_embeddings"], keys.get("tokenizer_model_max_length", math.inf))),
             vision_layers=_vision_layers(keys.get("mm_vision_select_layer", -2), vision.num_hidden_layers),
             projector_depth=_projector_depth(keys.get("mm_projector_type", "linear")),
             granularities=_granularities(keys.get("vis_token_granularity", [patches]), vision.patch_grid),
@@ -153,21 +175,24 @@ REQUIRED: dict[str, Any] = {
     "image_aspect_ratio": str,
 }
 OPTIONAL: dict[str, Any] = {
-    **dict.fromkeys(("num_key_value_heads", "head_dim", "tokenizer_model_max_length"), int),
-    **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings", "router_select"), bool),
+    **dict.fromkeys(("num_key_value_heads", "head_dim", "sliding_window"), int),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "rope_traditional", "tie_word_embeddings", "router_select"), bool),
     **dict.fromkeys(("rope_scaling", "quantization", "vision_config"), dict),
     "filtered_text_num": range,  # 0: the router sees the image only
-    "rope_theta": float,
+    **dict.fromkeys(("rope_theta", "tokenizer_model_max_length"), float),  # transformers writes 10³⁰ for no limit
     "mm_projector_type": str,
+    "eos_token_id": list[int],
 }
+QUANTIZATION: dict[str, Any] = {"group_size": int, "bits": int, "mode": str}  # MLX divides by the first two
 IN_WORDS: dict[Any, str] = {
-    int: "a whole number above 0",
-    range: "a whole number from 0",
-    float: "a number",
+    int: f"a whole number above 0, up to {MAX_SIZE}",
+    range: f"a whole number from 0 to {MAX_SIZE}",
+    float: "a number above 0",
     bool: "true or false",
     str: "a text",
     dict: "an object",
-    tuple[float, ...]: "a list of numbers",
+    tuple[float, float, float]: "a list of three numbers",
+    list[int]: "a token's number or a list of them",
 }
 
 
@@ -177,7 +202,7 @@ def _check(keys: Mapping[str, Any], where: str, types: Mapping[str, Any], requir
     if missing:
         raise InputError(f"{where} lacks {', '.join(missing)}; is it the config of an AVG-LLaVA checkpoint?")
     wrong = [
-        f"{name} is {keys[name]!r}, expected {IN_WORDS[kind]}"
+        f"{name} is {shown(keys[name])}, expected {IN_WORDS[kind]}"
         for name, kind in types.items()
         if name in keys and not _is(kind, keys[name])
     ]
@@ -187,22 +212,38 @@ def _check(keys: Mapping[str, Any], where: str, types: Mapping[str, Any], requir
 
 def _is(kind: Any, value: Any) -> bool:
     if kind in (int, range):
-        return type(value) is int and value >= (kind is int)
+        return type(value) is int and (kind is int) <= value <= MAX_SIZE
     if kind is float:
-        return type(value) in (int, float)
-    if kind == tuple[float, ...]:
-        return isinstance(value, list | tuple) and all(_is(float, number) for number in value)
+        return type(value) in (int, float) and 0 < value < math.inf
+    if kind == tuple[float, float, float]:
+        finite = isinstance(value, list | tuple) and [type(n) in (int, float) and abs(n) < math.inf for n in value]
+        return finite == [True] * 3
+    if kind == list[int]:
+        return all(_is(range, number) for number in (value if isinstance(value, list) else [value]))
     return isinstance(value, kind)
+
+
+def _at_most(what: str, value: int, limit: int) -> None:
+    if value > limit:
+        raise InputError(f"{what} is {value}, but at most {limit} can be run; is the config damaged?")
 
 
 def _one_of(what: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
-        raise InputError(f"{what} is {value!r}, but only {' and '.join(map(repr, allowed))} can be run")
+        raise InputError(f"{what} is {shown(value)}, but only {' and '.join(map(repr, allowed))} can be run")
     return value
 
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _check_layer_types(types: Any, layers: int) -> None:
+    """Raise InputError unless there are none or one for each layer: mlx-lm builds as many layers as types."""
+    if types is not None and not (
+        isinstance(types, list | tuple) and len(types) == layers and all(isinstance(name, str) for name in types)
+    ):
+        raise InputError(f"layer_types is {shown(types)}, but a list of {layers} names is expected, one for each layer")
 
 
 def _vision_layers(select_layer: Any, num_hidden_layers: int) -> int:
@@ -212,46 +253,56 @@ def _vision_layers(select_layer: Any, num_hidden_layers: int) -> int:
         return hidden_states[select_layer]
     except (IndexError, TypeError):
         raise InputError(
-            f"mm_vision_select_layer is {select_layer!r}, but the tower has {num_hidden_layers} layers"
+            f"mm_vision_select_layer is {shown(select_layer)}, but the tower has {num_hidden_layers} layers"
         ) from None
 
 
 def _projector_depth(projector_type: str) -> int:
-    match = re.fullmatch(r"mlp(\d+)x_gelu", projector_type)
-    if not match or int(match[1]) < 1:
-        raise InputError(f"mm_projector_type is {projector_type!r}, but only 'mlpNx_gelu' (N = 1, 2, …) can be run")
+    match = re.fullmatch(r"mlp([1-9][0-9]?)x_gelu", projector_type)
+    if not match:
+        raise InputError(
+            f"mm_projector_type is {shown(projector_type)}, but only 'mlpNx_gelu' (N = 1, 2, … 99) can be run"
+        )
     return int(match[1])
 
 
 def _granularities(given: Any, patch_grid: Pair) -> tuple[int, ...]:
     values = _listed(given)
-    patches = patch_grid[0] * patch_grid[1]
     for g in values:
-        whole = isinstance(g, int) and 0 < g <= patches
-        if not whole or (grid := token_grid(g, patch_grid))[0] * grid[1] != g:
-            raise InputError(f"granularity {g!r} does not pool a crop of {patch_grid[0]}×{patch_grid[1]} patches")
+        whole = type(g) is int and 0 < g <= math.prod(patch_grid)
+        if not whole or math.prod(token_grid(g, patch_grid)) != g:
+            raise InputError(f"granularity {shown(g)} does not pool a crop of {patch_grid[0]}×{patch_grid[1]} patches")
     if not values or len(set(values)) < len(values):
-        raise InputError(f"vis_token_granularity is {given!r}, but one or more different numbers are expected")
+        raise InputError(
+            f"vis_token_granularity is {shown(given)}, but one or more different numbers are expected, "
+            f"at most {MAX_ENTRIES}"
+        )
     return values
 
 
 def _pinpoints(values: Any, crop_size: int) -> tuple[Pair, ...]:
     """Turn (width, height) pairs, listed or written as a string, into (height, width)."""
     try:
-        pinpoints = tuple((int(height), int(width)) for width, height in _listed(values))
+        pinpoints = tuple((height, width) for width, height in _listed(values))
     except (TypeError, ValueError):
         pinpoints = ()
-    if not pinpoints or any(side <= 0 or side % crop_size for pair in pinpoints for side in pair):
+    sides = [side for pinpoint in pinpoints for side in pinpoint]
+    if not sides or any(type(side) is not int or side <= 0 or side % crop_size for side in sides):
         raise InputError(
-            f"image_grid_pinpoints is {values!r}, but a list of [width, height], multiples of {crop_size}, is expected"
+            f"image_grid_pinpoints is {shown(values)}, but a list of [width, height], multiples of {crop_size}, "
+            "is expected"
         )
+    most = min(MAX_CROPS, MAX_PIXELS // crop_size**2)
+    for height, width in pinpoints:
+        _at_most(f"the number of crops in the pinpoint {width}×{height}", height * width // crop_size**2, most)
     return pinpoints
 
 
 def _listed(values: Any) -> tuple[Any, ...]:
-    """Return a list or tuple, as it stands or written as a string; empty if it is neither."""
-    try:
-        values = ast.literal_eval(values) if isinstance(values, str) else values
-    except (ValueError, SyntaxError):
-        return ()
-    return tuple(values) if isinstance(values, list | tuple) else ()
+    """Return a list or tuple, as it stands or written as a string; empty if it is neither, or too long."""
+    if isinstance(values, str) and NOTATION.fullmatch(values):
+        try:
+            values = ast.literal_eval(values)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return ()
+    return tuple(values) if isinstance(values, list | tuple) and len(values) <= MAX_ENTRIES else ()

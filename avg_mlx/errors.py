@@ -1,7 +1,9 @@
 """Errors whose text says what was found, what was expected, and what to do."""
 
 import difflib
-from collections.abc import Iterable
+import itertools
+import reprlib
+from collections.abc import Collection, Iterable
 
 LONGEST = 20_000  # characters of a message, which may list every tensor that is missing
 
@@ -40,6 +42,18 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def printable(text: object, limit: int = 300) -> str:
     """Return a foreign text as a message may show it: on one line, without control characters, and cut at `limit`."""
-    line = " ".join(str(text).split())
+    given = str(text)
+    line = " ".join(given[: 4 * limit].split())
     line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
-    return line if len(line) <= limit else f"{line[:limit]}…"
+    return line if len(line) <= limit and len(given) <= 4 * limit else f"{line[:limit]}…"
+
+
+def shown(value: object) -> str:
+    """Return a foreign value as Python writes it, and only its beginning where it is large."""
+    return reprlib.repr(value)
+
+
+def listing(names: Collection[object], most: int = 20) -> str:
+    """Return foreign names as a message may list them: the first few, and how many more there are."""
+    shown = ", ".join(printable(name, 100) for name in itertools.islice(names, most))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

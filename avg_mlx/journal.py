@@ -4,13 +4,14 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from .errors import AvgMlxError, InputError
-from .files import read_json, write_json
+from .files import MAX_DATA, JsonError, parse_json, read_file, read_json, write_json
 
 SETTINGS = "run.json"
 
@@ -81,21 +82,9 @@ class Journal:
         self.rows = self.rows[:kept]
 
     def _read(self) -> list[Row]:
-        *lines, _ = self.file.read_bytes().split(b"\n")
+        *lines, _ = read_file(self.file, "choose another output", MAX_DATA).split(b"\n")
         self._end = sum(len(line) + 1 for line in lines)
-        return [self._parse(number, line) for number, line in enumerate(lines, 1)]
-
-    def _parse(self, number: int, line: bytes) -> Row:
-        try:
-            row = json.loads(line)
-            if isinstance(row, dict):
-                return row
-            found = f"a {type(row).__name__}"
-        except (ValueError, RecursionError) as error:
-            found = str(error)
-        raise InputError(
-            f"{self.file}, line {number}: expected a JSON object that avg-mlx wrote ({found}); choose another output"
-        )
+        return [parse_row(self.file, number, line) for number, line in enumerate(lines, 1)]
 
     def _settle(self, settings: Mapping[str, Any]) -> None:
         """Write the settings, or see that they are the ones that the rows were written with."""
@@ -107,20 +96,37 @@ class Journal:
                 )
             write_json(self.settings_file, now)
             return
-        before = read_json(self.settings_file, "choose another output")
+        before = read_json(self.settings_file, "choose another output", own=True)
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if changed:
             told = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
             raise InputError(f"{self.file.parent} cannot be resumed: {told}. Set it back, or choose another output")
 
 
+def parse_row(file: Path, number: int, line: bytes) -> Row:
+    """Return the row in a line of `file`. InputError if it is not a JSON object."""
+    try:
+        row = parse_json(line, own=True)
+        if isinstance(row, dict):
+            return row
+        found = f"a {type(row).__name__}"
+    except JsonError as error:
+        found = str(error)
+    raise InputError(
+        f"{file}, line {number}: expected a JSON object that avg-mlx wrote ({found}); choose another output"
+    )
+
+
 def _open(file: Path) -> BinaryIO:
     """Open a file for appending, and lock it."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        stream = file.open("ab")
+        stream = open(file, "ab", opener=_opened_at_once)  # noqa: SIM115 - the journal closes it
     except OSError as error:
         raise AvgMlxError(f"cannot write {file} ({error.strerror}); choose another output, or make room") from error
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise InputError(f"{file} is a device or a pipe, from which nothing can be resumed; choose another output")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -129,6 +135,11 @@ def _open(file: Path) -> BinaryIO:
             f"another process is writing {file}; wait until it has ended, or choose another output"
         ) from None
     return stream
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    """Open a file, but a pipe that nobody reads not at all; `open` would wait for its reader."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def _line(row: Row) -> str:

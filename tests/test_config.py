@@ -26,7 +26,11 @@ def parse(**changes) -> Config:
 def test_golden_keys():
     config = parse()
     assert config == Config(
-        text={**GOLDEN_KEYS, "model_type": "llama", "vision_config": TOWER_KEYS},
+        text={
+            **{key: value for key, value in GOLDEN_KEYS.items() if value is not None},
+            "model_type": "llama",
+            "vision_config": TOWER_KEYS,
+        },
         vision=VisionConfig(
             hidden_size=48,
             intermediate_size=96,
@@ -150,6 +154,30 @@ def test_visual_tokens_follow_the_aspect_ratio(aspect, tokens):
         ({"image_grid_pinpoints": []}, "image_grid_pinpoints is []", "[width, height]"),
         ({"image_grid_pinpoints": "(1x1),(2x2)"}, "'(1x1),(2x2)'", "[width, height]"),
         ({"image_grid_pinpoints": ABSENT}, "image_grid_pinpoints is None", "[width, height]"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000", "at most 256"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000", "up to 16777216"),
+        ({"tower": {"num_hidden_layers": 10**6}}, "num_hidden_layers is 1000000", "at most 256"),
+        ({"tower": {"image_size": 14 << 20}}, "image_size is 14680064", "at most 4096"),
+        ({"tower": {"patch_size": 1}}, "patches is 112896", "at most 16384"),
+        ({"layer_types": ["full_attention"] * 10**5}, "layer_types is ['full_attention'", "a list of 3"),
+        ({"layer_types": [1, 2, 3]}, "layer_types is [1, 2, 3]", "a list of 3 names"),
+        ({"mm_projector_type": "mlp10000000x_gelu"}, "mm_projector_type is 'mlp10000000x_gelu'", "N = 1, 2"),
+        ({"image_grid_pinpoints": [[336, 336 * 65]]}, "336×21840", "at most 64"),
+        ({"image_grid_pinpoints": [[336, 336]] * 10**6}, "[[336, 336], [336, 336],", "[width, height]"),
+        ({"image_grid_pinpoints": "[[336, 336]" + ", [336, 336]" * 10**5 + "]"}, "image_grid_pinpoints", "[width"),
+        ({"image_grid_pinpoints": "(" * 5000 + ")" * 5000}, "image_grid_pinpoints is '((", "[width, height]"),
+        ({"image_grid_pinpoints": [["336", 336.0]]}, "[['336', 336.0]]", "[width, height]"),
+        ({"vis_token_granularity": [36] * 10**6}, "vis_token_granularity is [36, 36,", "at most 256"),
+        ({"vis_token_granularity": [True]}, "granularity True", "24×24"),
+        ({"rope_theta": math.inf}, "rope_theta is inf", "a number above 0"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps is -1", "a number above 0"),
+        ({"rope_traditional": 1}, "rope_traditional is 1", "true or false"),
+        ({"eos_token_id": [2, "3"]}, "eos_token_id is [2, '3']", "a token's number"),
+        ({"quantization": {"group_size": 0, "bits": 4}}, "group_size is 0", "a whole number above 0"),
+        ({"quantization": {"lm_head": {"bits": "4"}}}, "bits is '4'", "a whole number above 0"),
+        ({"tower": {"image_mean": [0.5]}}, "image_mean is [0.5]", "a list of three numbers"),
+        ({"tower": {"image_mean": [0.5, 0.5, math.nan]}}, "image_mean is [0.5, 0.5, nan]", "a list of three numbers"),
+        ({"tower": {"image_std": [1, 1, 0]}}, "image_std is (1, 1, 0)", "divided"),
         ({"tower": {"hidden_act": "relu"}}, "hidden_act is 'relu'", "'quick_gelu' and 'gelu'"),
         ({"tower": {"patch_size": 16, "image_size": 330}}, "330 pixels", "16-pixel patches"),
     ],
@@ -159,6 +187,17 @@ def test_what_cannot_be_run_is_named_with_what_can(changes, found, expected):
         parse(**changes)
     assert found in str(error.value)
     assert expected in str(error.value)
+
+
+def test_a_message_is_short_however_much_it_is_about():
+    with pytest.raises(InputError) as error:
+        parse(vis_token_granularity=["x" * 10**6] * 200)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("key", ["rope_theta", "rope_traditional", "rope_scaling", "head_dim", "layer_types"])
+def test_null_counts_as_not_given(key):
+    assert key not in parse(**{key: None}).text
 
 
 def test_all_missing_keys_are_listed_at_once():

@@ -121,7 +121,7 @@ BAD = [  # a record, and what a message names: what was found, and what to do
     (SIMPLE | {"image": "gone.png"}, "there is no image {folder}/gone.png", "image folder"),
     (SIMPLE | {"image": "text.png"}, "{folder}/text.png is not an image", "PNG"),
     (SIMPLE | {"image": "empty.png"}, "{folder}/empty.png is empty", "give"),
-    (SIMPLE | {"question": "\ud800?"}, "surrogates not allowed", "UTF-8"),
+    (SIMPLE | {"question": "\ud800?"}, "half a character", "UTF-8"),
     (SIMPLE | {"id": "first", "question": "Who?"}, "question 'first'", "remove one"),
     ({"image": "wide.png", "conversations": []}, "nothing", "expected human and gpt"),
     ({"image": "wide.png", "conversations": conversation("A dog?")}, '["human"]', "expected human and gpt"),
@@ -181,7 +181,7 @@ def test_a_file_without_questions_is_one_line_even_if_bad_ones_may_be_skipped(
 @pytest.mark.parametrize("name", ["nowhere.jsonl", "."])
 def test_a_file_that_is_not_there_is_one_line(name, refused, tmp_path):
     line = refused(main, "--model", "m", "--data", tmp_path / name, "--output", tmp_path / "out")
-    assert line.startswith(f"avg-mlx evaluate: cannot read {tmp_path / name} (")
+    assert str(tmp_path / name) in line
 
 
 def test_a_byte_order_mark_is_no_content(folder):

@@ -194,14 +194,36 @@ def test_another_models_file_is_refused_and_left_alone(samples, own_tiny, collec
     assert file.read_bytes() == collected[1].read_bytes()
 
 
-@pytest.mark.parametrize("line", ["no json", "{}", "[]", "7", '{"id": "x", "loss": 1}', '{"id": "x"}'])
+def changed(row: str, **keys) -> str:
+    return json.dumps(json.loads(row) | keys)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "no json",
+            "{}",
+            "[]",
+            "7",
+            '{"id": "x", "loss": 1}',
+            '{"id": "x"}',
+            '{"id": "\udcff"}',
+            '{"id": ' + "9" * 5000,
+        ),
+        *({"losses": ["much"]}, {"losses": {}}, {"router_logits": [1]}, {"sample": []}, {"sample": None}),
+    ],
+    ids=lambda line: str(line)[:30].encode("ascii", "backslashreplace").decode(),
+)
 def test_a_line_that_is_no_feedback_is_refused_with_its_number(line, samples, tiny, collected, tmp_path):
+    """`line`: what stands there, or what is changed in a row; \\udcff is a byte that is not UTF-8."""
     file = tmp_path / "feedback.jsonl"
-    content = collected[1].read_text().splitlines(keepends=True)[0] + line + "\n"
-    file.write_text(content)
+    row = collected[1].read_text().splitlines(keepends=True)[0]
+    content = row + (changed(row, **line) if isinstance(line, dict) else line) + "\n"
+    file.write_text(content, errors="surrogateescape")
     with pytest.raises(InputError, match=r"feedback\.jsonl, line 2: .*choose another"):
         collect_feedback(tiny[0], samples, file)
-    assert file.read_text() == content
+    assert file.read_text(errors="surrogateescape") == content
 
 
 def test_a_disk_that_fills_is_one_error_and_is_resumed_later(samples, tiny, collected, tmp_path, monkeypatch):

@@ -392,7 +392,7 @@ def test_file_that_may_not_be_read(tmp_path, monkeypatch):
     def refuse(path, flags):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(fetching.os, "open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     assert error(tmp_path / "a.png") == f"cannot read {tmp_path}/a.png (Permission denied); give an image file"
 
 
@@ -446,7 +446,7 @@ def test_devices_and_pipes(path, tmp_path):
 def test_a_sparse_file_is_not_read(tmp_path):
     with (tmp_path / "sparse.png").open("wb") as file:
         file.truncate(10 << 30)
-    message = f"{tmp_path}/sparse.png has 10240 MB, above the limit of 256 MB for an image file; shrink it"
+    message = f"{tmp_path}/sparse.png has 10240 MB, above the limit of 256 MB; give an image file"
     assert error(tmp_path / "sparse.png") == message
 
 

@@ -1,5 +1,6 @@
 """One append-only file: cut-off lines, settings, and a lock that dies with its process."""
 
+import os
 import subprocess
 import sys
 
@@ -38,7 +39,7 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path, cut):
     assert file.read_text() == '{"n": 1}\n{"n": 2}\n'
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[1]", "7", "\xff", "[" * 5000, ""])
+@pytest.mark.parametrize("line", ["nonsense", "[1]", "7", "\xff", "[" * 5000, '{"n": ' + "9" * 5000 + "}", ""])
 def test_a_foreign_file_is_refused_and_left_as_it_is(tmp_path, line):
     file = tmp_path / "rows.jsonl"
     content = b'{"n": 1}\n' + line.encode("latin1") + b"\n{"
@@ -46,6 +47,15 @@ def test_a_foreign_file_is_refused_and_left_as_it_is(tmp_path, line):
     with pytest.raises(InputError, match=r"rows\.jsonl, line 2: expected .*; choose another output"):
         Journal(file)
     assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "folder"])
+def test_only_a_regular_file_is_written(tmp_path, name):
+    """Without waiting for somebody to read the pipe."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(AvgMlxError, match=f"{name}.*choose another output"):
+        Journal(tmp_path / name)
 
 
 def test_rows_can_be_cut_back(tmp_path):

@@ -272,7 +272,7 @@ def test_a_file_that_is_not_text(tmp_path, tiny):
 
 @pytest.mark.parametrize("name", ["absent.json", "."])
 def test_a_file_that_is_none(name, tmp_path, tiny):
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="give a JSON list or a JSON Lines file"):
         read_samples(tmp_path / name, None, tiny[1], tiny[0].config)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AvgMlxError, InputError
-from ..files import read_json, write_json
+from ..files import MAX_DATA, read_json, write_json
 from .answering import add_decoding_options, add_looking_options, add_model_options, decoding_of, model_name, open_model
 from .parser import Parser, Terminated, one_line, run
 
@@ -191,7 +191,7 @@ class Terminal:
             raise InputError(
                 f"there is no file {name}; give one that /save wrote" if name else "which file? /load FILE"
             )
-        saved = read_json(file, "give a file that /save wrote")
+        saved = read_json(file, "give a file that /save wrote", limit=MAX_DATA)
         messages, images = saved.get("messages"), saved.get("images")
         if (
             not isinstance(messages, list)

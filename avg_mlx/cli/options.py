@@ -6,9 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, nearest
+from ..errors import InputError, nearest, printable
+from ..files import read_file
 from ..training.checked import Option, options_of
 from .parser import Parser, with_flags
+
+MAX_YAML = 1 << 16  # bytes of a file of options
+MAX_LEVELS = 4  # of lists and mappings inside each other
 
 
 class OptionsParser(Parser):
@@ -56,13 +60,33 @@ def missing_options(kind: type[Any], given: Collection[str]) -> list[str]:
 
 
 def read_yaml(file: str) -> dict[str, Any]:
-    """Return the mapping in a YAML file, or raise InputError."""
+    """Return the mapping in a YAML file, or raise InputError.
+
+    Options need three levels and no anchors on lists or mappings, with which a few lines can stand for any amount.
+    """
     import yaml
 
+    expected, depth = "expected a YAML file of options", 0
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {file} ({error}); expected a YAML file of options") from error
+        text = read_file(Path(file), expected, MAX_YAML).decode()
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.ScalarEvent):
+                event.value.encode()  # fails at half a character
+            elif isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if event.anchor is not None:
+                    raise ValueError(f"the list or mapping {event.anchor} is to be written out")
+                if depth > MAX_LEVELS:
+                    raise ValueError(f"more than {MAX_LEVELS} levels of lists and mappings")
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+        content = yaml.safe_load(text)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"cannot read {file} ({error.strerror}); {expected}") from None
+    except Exception as error:  # PyYAML raises ValueError, KeyError, AttributeError and more for odd scalars
+        raise InputError(f"cannot read {file} ({printable(error)}); {expected}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} holds no options; expected lines such as learning-rate: 1.0e-5")
     return content
@@ -78,7 +102,7 @@ def values_of(where: str, content: Mapping[Any, Any], known: Mapping[str, Option
         name = key.replace("-", "_")
         if name not in known:
             hint = nearest(key, (option.replace("_", "-") for option in known))
-            raise InputError(f"{where}: {key} is not an option of {command}{hint}")
+            raise InputError(f"{where}: {printable(key, 80)} is not an option of {command}{hint}")
         if value is not None:
             option = replace(known[name], name=key)  # errors say what the file says
             try:

@@ -1,12 +1,13 @@
 """What an evaluation finds out about each question: the rows of answers.jsonl."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import MAX_DATA, read_file
+from ..journal import parse_row
 from .modes import ADAPTIVE
 
 
@@ -77,4 +78,5 @@ def parse_results(file: Path, rows: Iterable[dict[str, Any]]) -> list[Result]:
 
 def read_results(file: Path) -> list[Result]:
     """Read a complete file of results."""
-    return parse_results(file, map(json.loads, file.read_bytes().splitlines()))
+    lines = read_file(file, "give the file that an evaluation wrote", MAX_DATA).splitlines()
+    return parse_results(file, [parse_row(file, number, line) for number, line in enumerate(lines, 1)])

@@ -2,9 +2,7 @@
 
 import base64
 import binascii
-import os
 import re
-import stat
 import string
 import threading
 import time
@@ -16,9 +14,11 @@ from http.client import HTTPException
 from pathlib import Path
 
 from ..errors import InputError, printable
+from ..files import read_file, too_large
 
 MAX_BYTES = 256 << 20  # of an encoded image, wherever it comes from
 URL_TIMEOUT = 20.0  # seconds, for the whole download
+EXPECTED = "give an image file"
 
 
 def fetch(source: str | Path | bytes, timeout: float) -> tuple[str, bytes]:
@@ -30,7 +30,7 @@ def fetch(source: str | Path | bytes, timeout: float) -> tuple[str, bytes]:
     if isinstance(source, bytes):
         name, data = "the image", source
         if len(data) > MAX_BYTES:
-            raise InputError(_too_large(name, len(data)))
+            raise InputError(too_large(name, len(data), MAX_BYTES, EXPECTED))
     else:
         text = str(source)
         scheme = text.split(":", 1)[0].lower()
@@ -43,7 +43,7 @@ def fetch(source: str | Path | bytes, timeout: float) -> tuple[str, bytes]:
             name = printable(text)
             data = _read_file(text, name)
     if not data:
-        raise InputError(f"{name} is empty; give an image file")
+        raise InputError(f"{name} is empty; {EXPECTED}")
     return name, data
 
 
@@ -54,33 +54,13 @@ def shown_url(url: str) -> str:
     return printable(address + (f"{question}…" if question else ""))
 
 
-def _too_large(name: str, size: int) -> str:
-    return f"{name} has {size >> 20} MB, above the limit of {MAX_BYTES >> 20} MB for an image file; shrink it"
-
-
 def _read_file(path: str, name: str) -> bytes:
-    """Read a regular file. Devices and pipes, which may never end, are refused without waiting for them."""
     try:
-        # Without O_NONBLOCK, opening a pipe would wait for somebody to write into it.
-        descriptor = os.open(Path(path).expanduser(), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return read_file(Path(path).expanduser(), EXPECTED, MAX_BYTES)
     except FileNotFoundError:
         raise InputError(f"no image at {name}; give a path, an http(s) URL, a data URI or -") from None
-    except (OSError, ValueError, RuntimeError) as error:  # the last two: a NUL in the path, a ~ without a home
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {name} ({reason}); give an image file") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
-        raise InputError(f"{name} is {kind}; give an image file")
-    with open(descriptor, "rb") as file:
-        try:
-            data = file.read(MAX_BYTES + 1) if status.st_size <= MAX_BYTES else b""
-        except OSError as error:
-            raise InputError(f"cannot read {name} ({error.strerror}); give an image file") from None
-    if max(status.st_size, len(data)) > MAX_BYTES:  # files of /proc say that they have no size
-        raise InputError(_too_large(name, max(status.st_size, len(data))))
-    return data
+    except RuntimeError as error:  # a ~ without a home
+        raise InputError(f"cannot read {name} ({error}); {EXPECTED}") from None
 
 
 def _decode_data_uri(uri: str) -> bytes:
@@ -148,12 +128,12 @@ def _get(url: str, name: str, timeout: float) -> bytes:
     with _http_only().open(request, timeout=timeout) as response:
         expected = response.length  # None where the server does not say
         if expected is not None and expected > MAX_BYTES:
-            raise InputError(_too_large(name, expected))
+            raise InputError(too_large(name, expected, MAX_BYTES, EXPECTED))
         while chunk := response.read1():
             chunks.append(chunk)
             size += len(chunk)
             if size > MAX_BYTES:
-                raise InputError(_too_large(name, size))
+                raise InputError(too_large(name, size, MAX_BYTES, EXPECTED))
             if time.monotonic() > deadline:
                 raise TimeoutError
     if expected is not None and size < expected:

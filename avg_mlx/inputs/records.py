@@ -1,12 +1,12 @@
 """Data files: the records of a JSON list or of JSON Lines, each with its place in the file."""
 
 import codecs
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, printable
+from ..files import MAX_DATA, JsonError, parse_json, read_file
 
 
 def read_records(file: Path) -> Iterator[tuple[str, Any]]:
@@ -19,19 +19,21 @@ def read_records(file: Path) -> Iterator[tuple[str, Any]]:
 
 def read_bytes(file: Path) -> bytes:
     """Return a data file's content; InputError if it cannot be read."""
+    remedy = "give a JSON list or a JSON Lines file"
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {file} ({error.strerror}); give a JSON list or a JSON Lines file") from None
+        return read_file(file, remedy, MAX_DATA)
+    except FileNotFoundError as error:
+        raise InputError(f"cannot read {printable(file)} ({error.strerror}); {remedy}") from None
 
 
 def parse_records(name: str, content: bytes) -> Iterator[tuple[str, Any]]:
     """Yield the records of a file's content, as `read_records` does; errors call the file `name`."""
     content = content.removeprefix(codecs.BOM_UTF8)
     if content.lstrip().startswith(b"["):
-        records = _parse(content)
-        if isinstance(records, InputError):
-            raise InputError(f"{name}: {records}")
+        try:
+            records = parse_json(content)
+        except JsonError as error:
+            raise InputError(f"{name}: {error}") from None
         yield from ((f"record {n}", record) for n, record in enumerate(records, 1))
         return
     for n, line in enumerate(content.split(b"\n"), 1):
@@ -39,16 +41,9 @@ def parse_records(name: str, content: bytes) -> Iterator[tuple[str, Any]]:
             yield f"line {n}", _parse(line)
 
 
-def _parse(content: bytes) -> Any:
+def _parse(line: bytes) -> Any:
     """A JSON value, or the InputError that says why there is none."""
     try:
-        value = json.loads(content.decode())
-        json.dumps(value, ensure_ascii=False).encode()  # fails at half a character
-        return value
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        return InputError(f"not valid JSON ({error.msg} at {line}column {error.colno})")
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        return InputError(f"not UTF-8 text ({error.reason}); save it as UTF-8")
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, and very deep nesting
-        return InputError(f"not JSON that can be read ({error})")
+        return parse_json(line)
+    except JsonError as error:
+        return error

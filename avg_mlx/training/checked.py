@@ -1,5 +1,6 @@
 """Dataclasses of options: the annotation of a field says what it does and which values it may have."""
 
+import contextlib
 import math
 import numbers
 import os
@@ -8,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..errors import InputError
+from ..errors import InputError, shown
 
 ACCEPTED: dict[type, Any] = {
     bool: bool,
@@ -66,10 +67,11 @@ class Option:
         if value is None and self.default is None:
             return None
         if isinstance(value, ACCEPTED[self.kind]) and isinstance(value, bool) == (self.kind is bool):
-            held = self.kind(value)
-            if self._allows(held):
-                return held
-        raise InputError(f"{self.name} is {value!r}; expected {self.expected}")
+            with contextlib.suppress(OverflowError):  # a whole number of 400 digits is no float
+                held = self.kind(value)
+                if self._allows(held):
+                    return held
+        raise InputError(f"{self.name} is {shown(value)}; expected {self.expected}")
 
     def _allows(self, value: Any) -> bool:
         if self.kind in (int, float):

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..errors import InputError, Interrupted
+from ..errors import InputError, Interrupted, shown
 from ..journal import Journal
 from ..markdown import table
 from ..model.avg_llava import Model
@@ -87,7 +87,10 @@ def known_feedback(journal: Journal, author: str, samples: Sequence[Sample]) -> 
     for n, keys in enumerate(journal.rows, 1):
         try:
             row = Feedback(**keys)
-        except TypeError as error:
+            np.array([row.losses, row.router_logits or row.losses], np.float32)  # fails at what is not a number
+            if not isinstance(row.sample, str):
+                raise TypeError(f"its sample is {shown(row.sample)}")
+        except (TypeError, ValueError) as error:
             raise InputError(f"{journal.file}, line {n}: not feedback ({error}); choose another file") from error
         if row.model != author:
             raise InputError(

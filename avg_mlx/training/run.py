@@ -126,7 +126,7 @@ class Run:
             model.load_weights(str(last / "model.safetensors"), strict=False)
             optimizer.state = tree_unflatten(list(_load(last / "optimizer.safetensors").items()))
             step = _step_of(last)
-            pending = read_json(last / PENDING) if (last / PENDING).exists() else None
+            pending = read_json(last / PENDING, own=True) if (last / PENDING).exists() else None
         if self._journal is not None:
             logged = step - (pending is not None)
             self._journal.keep(lambda record: record["step"] <= logged)

@@ -11,14 +11,17 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import Config
-from ..errors import InputError
-from ..files import read_json
+from ..errors import InputError, printable
+from ..files import MAX_TOKENIZER, check_file, read_json
 from ..inputs.tokenizer import Tokenizer
 from ..model.avg_llava import Model
 from .adapters import load_adapters
+from .sentencepiece import tokenizer_settings
 from .sharding import shard
 from .shards import SafetensorsShards, load_arrays, open_shards
 from .source import Source, find_folder
+
+TOKENIZER_SUFFIXES = (".json", ".jinja", ".model", ".txt")  # of the files that transformers looks for
 
 
 def load(
@@ -67,16 +70,38 @@ def load_model(folder: Path, keys: Mapping[str, Any], lazy: bool = False) -> Mod
 
 
 def build_model(keys: Mapping[str, Any], names: Iterable[str]) -> Model:
-    """Build the unloaded model of a config. Layers whose scales are among the tensor `names` are quantized ones."""
+    """Build the unloaded model of a config. Layers whose scales are among the tensor `names` are quantized ones.
+
+    Raises InputError for a config that no model can be built of, or whose model could not run.
+    """
     config = Config.from_dict(keys)
     try:
         model = Model(config)
         if keys.get("quantization"):
             _quantize_layers(model, keys["quantization"], set(names))
+        model.eval()
+        _dry_run(model)
     except Exception as error:  # MLX and mlx-lm judge the other keys, each in its way
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {printable(error)}"
         raise InputError(f"config.json describes no model ({reason}); download it again") from error
     return model
+
+
+def _dry_run(model: Model) -> None:
+    """Pass an image and two calls' tokens through an unloaded model. MLX infers the shapes, and computes nothing.
+
+    Keys that do not fit together are found here, and not when the first question is asked.
+    """
+    from mlx_lm.models.cache import make_prompt_cache
+
+    side = model.config.vision.image_size
+    features = model.projector(model.vision_tower(mx.zeros((1, side, side, 3))))
+    text = model.embed_text([0, 0])
+    if model.config.has_router:
+        model.route(features, text)
+    cache = make_prompt_cache(model.language_model)
+    for tokens in (text[None], text[None, :1]):
+        model(tokens, cache)
 
 
 def _quantize_layers(model: Model, how: Mapping[str, Any], names: set[str]) -> None:
@@ -107,6 +132,10 @@ class TypedEmbedding(nn.QuantizedEmbedding):
 
 def load_tokenizer(folder: Path, keys: Mapping[str, Any]) -> Tokenizer:
     """Load mlx-lm's tokenizer wrapper, which stops at the end-of-sequence tokens of config `keys`."""
+    tokenizer_settings(folder)
+    for file in folder.iterdir():
+        if file.suffix in TOKENIZER_SUFFIXES:
+            check_file(file, "convert the checkpoint again", MAX_TOKENIZER)
     with _quiet_transformers():
         from mlx_lm.tokenizer_utils import load
 
@@ -119,7 +148,9 @@ def load_tokenizer(folder: Path, keys: Mapping[str, Any]) -> Tokenizer:
                 raise InputError("there is no chat template")
             return cast(Tokenizer, tokenizer)
         except Exception as error:
-            raise InputError(f"{folder} has no usable tokenizer ({error}); convert the checkpoint again") from error
+            raise InputError(
+                f"{folder} has no usable tokenizer ({printable(error)}); convert the checkpoint again"
+            ) from error
 
 
 @contextlib.contextmanager

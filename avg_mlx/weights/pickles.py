@@ -3,14 +3,14 @@
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 
-from ..errors import AvgMlxError, InputError, printable
+from ..errors import AvgMlxError, InputError, listing, printable
 
 PICKLE_BYTES = 1 << 20  # without the tensors' data: a name and a shape take about 120, and there are some 700
 
@@ -48,6 +48,7 @@ class PickledShards:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._tensors: dict[str, Any] = {}
+        file_of: dict[str, Path] = {}
         for file in files:
             try:
                 tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -59,9 +60,12 @@ class PickledShards:
                 name, kind = next(iter(others.items()))
                 remedy = "save a model's state_dict() alone, or get it in safetensors form"
                 raise _unreadable(file, f"{name!r} is a {kind}, expected a tensor", remedy)
-            self.shapes |= {prefix + name: tuple(tensor.shape) for name, tensor in tensors.items()}
-            self.dtypes |= {prefix + name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
-            self._tensors |= {prefix + name: tensor for name, tensor in tensors.items()}
+            tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+            check_new(file, tensors, file_of)
+            self.shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            self.dtypes |= {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+            self._tensors |= tensors
+            file_of |= dict.fromkeys(tensors, file)
 
     def read(self, name: str) -> mx.array:
         """Return a tensor that is copied out of the mapped file."""
@@ -71,6 +75,13 @@ class PickledShards:
         if tensor.dtype == torch.bfloat16:  # NumPy has no such type
             return mx.array(tensor.view(torch.int16).numpy()).view(mx.bfloat16)
         return mx.array(tensor.numpy())
+
+
+def check_new(file: Path, names: Iterable[str], file_of: Mapping[str, Path]) -> None:
+    """Raise InputError if a file has tensors of a name that another one has: nothing says which to take."""
+    twice = [name for name in names if name in file_of]
+    if twice:
+        raise InputError(f"{file_of[twice[0]]} and {file} both hold {listing(twice)}; remove one of the files")
 
 
 def _pytorch() -> ModuleType:

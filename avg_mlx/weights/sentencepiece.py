@@ -5,11 +5,12 @@ whitespace pieces have low numbers and the lowest score of all, so runs of space
 ranked by score, as SentencePiece ranks them.
 """
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
-from ..files import read_json
+from ..errors import InputError, shown
+from ..files import MAX_TOKENIZER, read_file, read_json
 from ..inputs.prompt import CHAT_TEMPLATE
 from .writing import Content
 
@@ -25,8 +26,7 @@ def tokenizer_files(folder: Path) -> dict[str, Content]:
     A tokenizer.model wins over a tokenizer.json, since the reference reads it. Raises InputError if the folder has
     neither, or if its files are damaged.
     """
-    settings_file = folder / "tokenizer_config.json"
-    settings = read_json(settings_file) if settings_file.is_file() else {}
+    settings = tokenizer_settings(folder)
     try:
         return _tokenizer_files(folder, settings)
     except InputError:
@@ -35,6 +35,18 @@ def tokenizer_files(folder: Path) -> dict[str, Content]:
         raise InputError(
             f"the tokenizer of {folder} is damaged ({type(error).__name__}: {error}); download its files again"
         ) from error
+
+
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """Return a folder's tokenizer_config.json, which may be missing. InputError if transformers could not use it."""
+    file = folder / "tokenizer_config.json"
+    settings = read_json(file) if file.exists() else {}
+    longest = settings.get("model_max_length")
+    if longest is not None and (type(longest) not in (int, float) or not 0 < longest < math.inf):
+        raise InputError(
+            f"{file} is damaged: model_max_length is {shown(longest)}, expected a number above 0; download it again"
+        )
+    return settings
 
 
 def _tokenizer_files(folder: Path, settings: dict[str, Any]) -> dict[str, Content]:
@@ -107,7 +119,7 @@ def _read_pieces(model_file: Path) -> list[Any]:
 
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at import
     try:
-        proto.ParseFromString(model_file.read_bytes())
+        proto.ParseFromString(read_file(model_file, "download it again", MAX_TOKENIZER))
     except DecodeError as error:
         raise InputError(f"{model_file} is not a SentencePiece model ({error}); download it again") from error
     spec = proto.trainer_spec

@@ -1,6 +1,6 @@
 """The weight files of a model folder, read one tensor at a time."""
 
-import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,9 +9,9 @@ from typing import Protocol, cast
 import mlx.core as mx
 import numpy as np
 
-from ..errors import InputError
-from ..files import read_json
-from .pickles import PickledShards
+from ..errors import InputError, listing, printable
+from ..files import MAX_OBJECT, parse_json, read_json
+from .pickles import PickledShards, check_new
 
 Shape = tuple[int, ...]
 
@@ -43,22 +43,30 @@ class SafetensorsShards:
         self.files = list(files)
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, str] = {}
-        self._place_of: dict[str, tuple[Path, str]] = {}
+        self._prefix = prefix
+        self._file_of: dict[str, Path] = {}
         for file in self.files:
             try:
+                with file.open("rb") as stream:
+                    header = int.from_bytes(stream.read(8), "little")
+                if header > MAX_OBJECT:  # the library's own limit lets a million tensors in
+                    raise SafetensorError(f"a header of {header} bytes")
                 with safe_open(file, framework="numpy") as shard:
-                    for name in shard.keys():  # noqa: SIM118 - not a mapping
-                        tensor = shard.get_slice(name)
-                        self.shapes[prefix + name] = tuple(tensor.get_shape())
-                        self.dtypes[prefix + name] = _dtype(tensor.get_dtype())
-                        self._place_of[prefix + name] = file, name
+                    slices = {prefix + name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+                    shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
+                    dtypes = {name: _dtype(tensor.get_dtype()) for name, tensor in slices.items()}
             except (SafetensorError, OSError) as error:
-                raise InputError(f"{file} is truncated or damaged ({error}); download it again") from error
+                reason = printable(error)
+                raise InputError(f"{file} is truncated or damaged ({reason}); download it again") from error
+            check_new(file, shapes, self._file_of)
+            self.shapes |= shapes
+            self.dtypes |= dtypes
+            self._file_of |= dict.fromkeys(shapes, file)
 
     def read(self, name: str) -> mx.array:
         """Return a lazy tensor, or one in memory where its file holds a type that MLX does not have."""
         # The file is loaded anew each time, since an array that is kept would hold its data once it is evaluated.
-        file, own_name = self._place_of[name]
+        file, own_name = self._file_of[name], name.removeprefix(self._prefix)
         try:
             return load_arrays(file)[own_name]
         except InputError:
@@ -75,7 +83,7 @@ def _read_floats(file: Path, name: str) -> mx.array:
     """Return a tensor of floats from a safetensors file that MLX refuses for the type of any tensor in it."""
     with file.open("rb") as stream:
         start = 8 + int.from_bytes(stream.read(8), "little")
-        tensor = json.loads(stream.read(start - 8))[name]
+        tensor = parse_json(stream.read(start - 8))[name]
     dtype = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}[tensor["dtype"]]
     array = mx.array(np.memmap(file, dtype, "r", start + tensor["data_offsets"][0], tuple(tensor["shape"])))
     return array.view(mx.bfloat16) if tensor["dtype"] == "BF16" else array
@@ -90,21 +98,27 @@ def open_shards(folder: Path, prefix: str = "") -> SafetensorsShards | PickledSh
         (SafetensorsShards, "model.safetensors.index.json", "*.safetensors"),
         (PickledShards, "pytorch_model.bin.index.json", "pytorch_model*.bin"),
     ):
-        if (folder / index).is_file():
+        if (folder / index).exists():
             return kind(_indexed_files(folder / index), prefix)
         if files := sorted(folder.glob(pattern)):
+            if irregular := [file.name for file in files if not os.path.isfile(file)]:
+                raise InputError(f"{folder} has weights that are not files: {listing(irregular)}; download them again")
             return kind(files, prefix)
     raise InputError(f"{folder} has no weights; expected *.safetensors or pytorch_model*.bin")
 
 
 def _indexed_files(index: Path) -> list[Path]:
+    """Return the files that an index names, all of them beside it; each may be a link, as in the Hub's cache."""
     try:
-        files = [index.parent / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
     except (KeyError, AttributeError, TypeError) as error:
         raise InputError(
             f"{index} is not an index of shards, since it has no weight_map of file names; download it again"
         ) from error
-    absent = [file.name for file in files if not file.is_file()]
+    if outside:
+        raise InputError(f"{index} names files that are not beside it: {listing(outside)}; download it again")
+    absent = [name for name in names if not os.path.isfile(index.parent / name)]
     if absent:
-        raise InputError(f"{index} names absent files: {', '.join(absent)}; download them into {index.parent}")
-    return files
+        raise InputError(f"{index} names absent files: {listing(absent)}; download them into {index.parent}")
+    return [index.parent / name for name in names]

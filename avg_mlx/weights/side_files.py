@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from ..config import Config, VisionConfig
+from ..files import MAX_TOKENIZER, check_file
 from .writing import Content
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json")
@@ -30,8 +31,11 @@ The method is described in "AVG-LLaVA: An Efficient Large Multimodal Model with 
 
 
 def copies(folder: Path, names: Sequence[str] = TOKENIZER_FILES) -> dict[str, Content]:
-    """Return those files of `folder` that exist, to be copied."""
-    return {name: folder / name for name in names if (folder / name).is_file()}
+    """Return those files of `folder` that exist, to be copied. InputError for one that is too large to be genuine."""
+    present = [name for name in names if (folder / name).is_file()]
+    for name in present:
+        check_file(folder / name, "download it again", MAX_TOKENIZER)
+    return {name: folder / name for name in present}
 
 
 def converted_files(folder: Path, origin: str | Path, keys: Mapping[str, Any]) -> dict[str, Content]:

@@ -1,5 +1,6 @@
 """Where a model comes from: a folder here or on the Hugging Face Hub, in the authors' layout or in ours."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, cast
 import mlx.core as mx
 
 from ..config import KNOWN_TOWERS, MODEL_TYPE
-from ..errors import AvgMlxError, InputError
+from ..errors import AvgMlxError, InputError, listing, printable, shown
 from ..files import read_json
 from ..model.avg_llava import Model
 from ..model.inventory import dtype_name, tensors_of
@@ -29,14 +30,16 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns:
     """
     if path_or_repo == DEMO:
         return demo_model()
-    folder = Path(path_or_repo).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(path_or_repo))
+    if os.path.isdir(folder):  # unlike Path.is_dir, it is false of a name that is too long
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise InputError(f"{folder} is a file; give the model's folder")
     repo = str(path_or_repo)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
-        raise InputError(f"there is no folder {repo}; give a folder, a Hub repository such as owner/name, or demo")
+        raise InputError(
+            f"there is no folder {printable(repo)}; give a folder, a Hub repository such as owner/name, or demo"
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -89,7 +92,7 @@ class Source:
             "unexpected": sorted(surplus),
             "misshapen": [f"{n} is {found[n]}, expected {expected[n]}" for n in misshapen],
         }
-        problems = [f"{len(names)} {kind} ({', '.join(names)})" for kind, names in findings.items() if names]
+        problems = [f"{len(names)} {kind} ({listing(names)})" for kind, names in findings.items() if names]
         if problems:
             raise InputError(
                 f"the tensors of {self.folder} do not fit its config: {'; '.join(problems)}; download it again"
@@ -123,7 +126,7 @@ def open_source(path_or_repo: str | Path, revision: str | None = None) -> Source
     keys = read_json(folder / "config.json")
     if keys.get("model_type") != MODEL_TYPE:
         found = keys.get("model_type")
-        raise InputError(f"{folder} is a model of type {found!r}; give an AVG-LLaVA checkpoint ({MODEL_TYPE!r})")
+        raise InputError(f"{folder} is a model of type {shown(found)}; give an AVG-LLaVA checkpoint ({MODEL_TYPE!r})")
     shards = open_shards(folder)
     if "vision_config" in keys:
         return Source(folder, keys, [shards], converted=True)
@@ -132,7 +135,7 @@ def open_source(path_or_repo: str | Path, revision: str | None = None) -> Source
         raise InputError(f"{folder}/config.json has no mm_vision_tower to name the vision tower; download it again")
     has_tower = any(tensor.startswith(TOWER) for tensor in shards.shapes)
     keys["router_select"] = any(tensor.startswith("model.router.") for tensor in shards.shapes)
-    known = {} if (folder / name).is_dir() else KNOWN_TOWERS.get(name, {})
+    known = {} if os.path.isdir(folder / name) else KNOWN_TOWERS.get(name, {})
     if known and has_tower:
         return Source(folder, {**keys, "vision_config": known}, [shards], converted=False)
     tower = _find_tower(folder, name, ["*.json"] if has_tower else HUB_FILES)
@@ -142,13 +145,14 @@ def open_source(path_or_repo: str | Path, revision: str | None = None) -> Source
 
 def _find_tower(folder: Path, name: str, patterns: list[str]) -> Path:
     """Return the folder of a vision tower, which lies in the checkpoint's `folder` or on the Hub."""
-    if (folder / name).is_dir():
+    if os.path.isdir(folder / name):
         return folder / name
     try:
         return find_folder(name, patterns=patterns)
     except AvgMlxError as error:
         raise InputError(
-            f"unknown vision tower {name}: not a folder in {folder}, not one of {', '.join(KNOWN_TOWERS)}; {error}"
+            f"unknown vision tower {printable(name)}: not a folder in {folder}, "
+            f"not one of {', '.join(KNOWN_TOWERS)}; {error}"
         ) from error
 
 
@@ -158,8 +162,10 @@ def _tower_config(tower: Path) -> dict[str, Any]:
     if isinstance(keys.get("vision_config"), dict):  # a whole CLIP's
         keys = keys["vision_config"]
     if keys.get("model_type", "clip_vision_model") != "clip_vision_model":
-        raise InputError(f"the vision tower {tower} is a {keys['model_type']!r}; give a checkpoint with a CLIP tower")
-    if (tower / "preprocessor_config.json").is_file():
+        raise InputError(
+            f"the vision tower {tower} is a {shown(keys['model_type'])}; give a checkpoint with a CLIP tower"
+        )
+    if (tower / "preprocessor_config.json").exists():
         processor = read_json(tower / "preprocessor_config.json")
         keys |= {key: processor[key] for key in ("image_mean", "image_std") if key in processor}
     return keys
