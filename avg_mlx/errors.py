@@ -24,6 +24,25 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM stopped long work. What was done is kept; the text says how to resume."""
 
 
+def failure(error: Exception) -> AvgMlxError:
+    """Return any error as one of ours, so that the failure of one thing among many can be told and kept.
+
+    It is a new one: the traceback of `error` would keep alive what was computed before it.
+    """
+    if isinstance(error, AvgMlxError):
+        return type(error)(*error.args)
+    if isinstance(error, MemoryError):
+        return AvgMlxError("this takes more memory than there is; make images smaller, or texts shorter")
+    if isinstance(error, OSError):
+        return AvgMlxError(f"{error.filename or 'the system'}: {error.strerror or error}")
+    return AvgMlxError(f"unexpected {type(error).__name__}: {error}")
+
+
+def problem(place: str, error: Exception) -> str:
+    """Say in one printable line what is wrong with one thing among many, such as a line of a file."""
+    return printable(f"{place}: {failure(error)}", 1000)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return "; did you mean …?" for the one of `names` that is nearest to a misspelled one, or nothing."""
     near = difflib.get_close_matches(name, list(names), n=1)

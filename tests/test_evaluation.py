@@ -558,7 +558,7 @@ def test_a_disk_that_fills_is_one_error_and_goes_on_later(ask, questions, tmp_pa
 
     def fill(journal, *rows):
         if journal.rows:
-            journal._stream = open("/dev/full", "ab")  # noqa: SIM115
+            journal._stream = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
         append(journal, *rows)
 
     with monkeypatch.context() as patch:

@@ -106,7 +106,7 @@ def test_a_disk_that_refuses_is_named(tmp_path):
         Journal(tmp_path)
     with Journal(tmp_path / "rows.jsonl") as journal:
         journal._stream.close()
-        journal._stream = open("/dev/full", "ab")  # noqa: SIM115
+        journal._stream = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
         with pytest.raises(AvgMlxError, match=r"No space left.*to resume"):
             journal.append({"n": 1})
         assert journal.rows == []

@@ -60,9 +60,23 @@ def build_messages(prompt: str | Messages, images: int, system_prompt: str | Non
     return messages
 
 
-def encode_messages(tokenizer: Tokenizer, messages: Messages) -> list[int]:
-    """Return the ids of a conversation that awaits its answer, with PLACEHOLDER_ID for each image."""
-    return encode_text(tokenizer, render(tokenizer, messages, awaits_answer=True))
+def encode_messages(tokenizer: Tokenizer, messages: Messages, context: int | None = None) -> list[int]:
+    """Return the ids of a conversation that awaits its answer, with PLACEHOLDER_ID for each image.
+
+    Raises InputError for a text that is far too long for a `context` of so many positions.
+    """
+    text = render(tokenizer, messages, awaits_answer=True)
+    if context is not None and not may_fit(tokenizer, text, context):
+        raise InputError(f"the prompt has {len(text):,} characters, but the model has {context} positions; shorten it")
+    return encode_text(tokenizer, text)
+
+
+def may_fit(tokenizer: Tokenizer, text: str, positions: int) -> bool:
+    """Whether a text can fit into so many positions, judged by its length: to tokenize 10 MB takes ten seconds.
+
+    No token is longer than its name.
+    """
+    return len(text) <= positions or len(text) <= positions * max(map(len, (PLACEHOLDER, *tokenizer.get_vocab())))
 
 
 def render(tokenizer: Tokenizer, messages: Messages, awaits_answer: bool) -> str:

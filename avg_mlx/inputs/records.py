@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, printable
 
 
 def read_records(file: Path) -> Iterator[tuple[str, Any]]:
@@ -23,6 +23,25 @@ def read_bytes(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {file} ({error.strerror}); give a JSON list or a JSON Lines file") from None
+
+
+def image_path(name: str, folder: Path, strict: bool) -> Path:
+    """Return where an image lies that a data file names: in `folder`, unless the name is an absolute path.
+
+    Raises InputError for a name that is no path and, if `strict`, for an absolute one and for one that leaves the
+    folder by `..` or by a link.
+    """
+    try:
+        relative = Path(name).expanduser()
+        path = folder / relative
+        if not strict or (not relative.is_absolute() and path.resolve().is_relative_to(folder.resolve())):
+            return path
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL, a ~ without a home or a loop of links
+        raise InputError(f"{printable(name)} is no image's path ({printable(error, 120)}); give a file's name") from None
+    raise InputError(
+        f"the image {printable(name)} is outside of {printable(folder)}, which strict_paths forbids; "
+        "put it into the folder, and name it from there"
+    )
 
 
 def parse_records(name: str, content: bytes) -> Iterator[tuple[str, Any]]:
