@@ -120,9 +120,7 @@ class Journal:
 
 
 def _unwritten(file: Path, error: OSError) -> AvgMlxError:
-    return AvgMlxError(
-        f"cannot write {file} ({error.strerror}); make room, then run the same command again to resume"
-    )
+    return AvgMlxError(f"cannot write {file} ({error.strerror}); make room, then run the same command again to resume")
 
 
 def _open(file: Path) -> FileIO:

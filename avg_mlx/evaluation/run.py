@@ -184,4 +184,5 @@ def _write(folder: Path, evaluation: Evaluation) -> None:
         plot_accuracy(evaluation.summary, folder / "accuracy.png")
         plot_choices(evaluation.summary, folder / "choices.png")
     except OSError as error:
-        raise AvgMlxError(f"cannot write into {folder} ({error.strerror or error}); make room, then {RESUME}") from error
+        reason = error.strerror or error
+        raise AvgMlxError(f"cannot write into {folder} ({reason}); make room, then {RESUME}") from error

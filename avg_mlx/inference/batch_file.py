@@ -87,8 +87,9 @@ def answer_file(
 ) -> list[str]:
     """Answer a file of questions into `output`, as `avg-mlx generate --batch` does.
 
-    Returns what was wrong with the questions that have no answer. `read_requests` says what the file holds, and what
-    `defaults` and `strict_paths` are for, `answer_requests` what is written, when it is resumed, and which errors are raised.
+    Returns what was wrong with the questions that have no answer. `read_requests` says what the file holds and what
+    `defaults` and `strict_paths` are for; `answer_requests` says what is written, when it is resumed, and which errors
+    are raised.
     """
     file, options = Path(file), options or FileOptions()
     content, defaults = read_bytes(file), defaults or Request("")

@@ -36,8 +36,9 @@ def image_path(name: str, folder: Path, strict: bool) -> Path:
         path = folder / relative
         if not strict or (not relative.is_absolute() and path.resolve().is_relative_to(folder.resolve())):
             return path
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL, a ~ without a home or a loop of links
-        raise InputError(f"{printable(name)} is no image's path ({printable(error, 120)}); give a file's name") from None
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a ~ without a home, a loop of links
+        told = printable(error, 120)
+        raise InputError(f"{printable(name)} cannot be an image's path ({told}); give a file's name") from None
     raise InputError(
         f"the image {printable(name)} is outside of {printable(folder)}, which strict_paths forbids; "
         "put it into the folder, and name it from there"

@@ -110,7 +110,9 @@ def make_sample(
     roles = [message["role"] for message in messages]
     if len(roles) < 2 or roles != ["user", "assistant"] * (len(roles) // 2):
         found = [turn["from"] for turn in record["conversations"]]
-        raise InputError(f"{where}: its turns are {printable(found)}; expected human and gpt in turn, human first and gpt last")
+        raise InputError(
+            f"{where}: its turns are {printable(found)}; expected human and gpt in turn, human first and gpt last"
+        )
     try:
         messages = build_messages(messages, len(images))
     except InputError as error:
@@ -160,7 +162,9 @@ def _images(where: str, record: dict[str, Any], folder: Path, strict_paths: bool
     names = record.get("image") or []
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{where}: image is {printable(repr(record['image']))}, expected a file name or a list of them")
+        raise InputError(
+            f"{where}: image is {printable(repr(record['image']))}, expected a file name or a list of them"
+        )
     try:
         return [image_path(name, folder, strict_paths) for name in names]
     except InputError as error:
