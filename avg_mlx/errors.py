@@ -1,7 +1,10 @@
 """Errors whose text says what was found, what was expected, and what to do."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class AvgMlxError(Exception):
@@ -34,7 +37,8 @@ def failure(error: Exception) -> AvgMlxError:
     if isinstance(error, MemoryError):
         return AvgMlxError("this takes more memory than there is; make images smaller, or texts shorter")
     if isinstance(error, OSError):
-        return AvgMlxError(f"{error.filename or 'the system'}: {error.strerror or error}")
+        remedy = "; make room, then run the same command again" if error.errno in FULL_DISK else ""
+        return AvgMlxError(f"{error.filename or 'the system'}: {error.strerror or error}{remedy}")
     return AvgMlxError(f"unexpected {type(error).__name__}: {error}")
 
 

@@ -1,5 +1,6 @@
 """`avg-mlx evaluate`: modes, answers, times, resuming, and what the table says of them."""
 
+import errno
 import json
 import os
 import re
@@ -568,6 +569,20 @@ def test_a_disk_that_fills_is_one_error_and_goes_on_later(ask, questions, tmp_pa
             ask(questions[:3], modes=["1"])
     assert [line["id"] for line in lines_of(tmp_path / "out")] == ["q0"]
     assert [result.id for result in ask(questions[:3], modes=["1"]).results] == ["q0", "q1", "q2"]
+
+
+@pytest.mark.parametrize("name", ["write_json", "write_text", "plot_accuracy"])
+def test_a_disk_too_full_for_the_table_is_one_error_and_goes_on_later(name, ask, questions, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, name, refuse)
+        with pytest.raises(AvgMlxError, match=r"cannot write into .*out \(No space left.*make room.*same command"):
+            ask(questions[:2], modes=["1"])
+    assert not list((tmp_path / "out").glob(".*"))
+    assert len(ask(questions[:2], modes=["1"]).results) == 2
+    assert (tmp_path / "out" / "table.md").is_file()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Every verb that writes, as a real process: a closing terminal, kill -9 and a full disk leave nothing half done."""
 
+import importlib
 import json
 import signal
 import subprocess
@@ -49,6 +50,13 @@ WHEN = {
     "batch": JOURNAL,
     "bench": ("avg_mlx.bench.measure", "measure"),
 }
+# Bytes that are too few for a file which comes after that moment.
+ROOM = dict.fromkeys(WHEN, 99) | {"instruct": 2000, "router": 2000, "feedback": 700, "evaluate": 2000, "batch": 1500}
+
+
+def verbs(*fast: str, among=WHEN) -> list:
+    """Verbs to test, of which only a few are not slow."""
+    return [verb if verb in fast else pytest.param(verb, marks=pytest.mark.slow) for verb in among]
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +109,7 @@ def wait(process: subprocess.Popen) -> None:
 
 def finish(words: list[str]) -> None:
     """Run a command to its end, in this process."""
-    verb = words[0] if words[0] != "generate" else "generate"
-    from importlib import import_module
-
-    assert import_module(f"avg_mlx.cli.{verb}").main(words[1:]) == 0
+    assert importlib.import_module(f"avg_mlx.cli.{words[0]}").main(words[1:]) == 0
 
 
 def hidden(folder: Path) -> list[Path]:
@@ -115,7 +120,7 @@ def whole_lines(folder: Path) -> bool:
     return all(file.read_bytes()[-1:] in (b"", b"\n") for file in folder.rglob("*.jsonl") if file.is_file())
 
 
-@pytest.mark.parametrize("verb", WHEN)
+@pytest.mark.parametrize("verb", verbs("fuse", "evaluate", "batch"))
 def test_a_closing_terminal_ends_every_verb_as_ctrl_c_does(verb, command, tmp_path):
     output = tmp_path / "output.jsonl"
     process = start(verb, command(verb, output))
@@ -135,7 +140,7 @@ def test_a_closing_terminal_ends_every_verb_as_ctrl_c_does(verb, command, tmp_pa
     assert hidden(tmp_path) == []
 
 
-@pytest.mark.parametrize("verb", ["convert", "instruct", "batch"])
+@pytest.mark.parametrize("verb", verbs("convert", among=["convert", "instruct", "batch"]))
 def test_under_nohup_a_closing_terminal_ends_nothing(verb, command, tmp_path):
     process = start(verb, command(verb, tmp_path / "output.jsonl"), ignored=True)
     wait(process)
@@ -144,7 +149,7 @@ def test_under_nohup_a_closing_terminal_ends_nothing(verb, command, tmp_path):
     assert process.returncode == 0, err
 
 
-@pytest.mark.parametrize("verb", ["convert", "fuse", "export"])
+@pytest.mark.parametrize("verb", verbs("convert", among=["convert", "fuse", "export"]))
 def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(verb, command, tmp_path):
     words = command(verb, tmp_path / "model")
     killed, living = start(verb, words), start(verb, words)
@@ -172,28 +177,10 @@ def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(verb, comm
     assert (tmp_path / "model" / "config.json").is_file()
 
 
-@pytest.mark.parametrize(
-    ("verb", "room"),
-    [
-        ("convert", 99),
-        ("instruct", 2000),
-        ("batch", 1500),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [
-                ("fuse", 99),
-                ("export", 99),
-                ("router", 2000),
-                ("feedback", 700),
-                ("evaluate", 2000),
-                ("bench", 99),
-            ]
-        ),
-    ],
-)
-def test_a_disk_that_fills_is_one_line_and_leaves_nothing_half_done(verb, room, command, tmp_path):
+@pytest.mark.parametrize("verb", verbs("instruct", "batch"))
+def test_a_disk_that_fills_is_one_line_and_leaves_nothing_half_done(verb, command, tmp_path):
     output = tmp_path / "output.jsonl"
-    process = start(verb, command(verb, output), str(room))
+    process = start(verb, command(verb, output), str(ROOM[verb]))
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (1, "") or verb == "bench", err
     told = [line for line in err.splitlines() if "cannot" in line or "File too large" in line]
