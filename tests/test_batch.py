@@ -142,7 +142,7 @@ def fail(error: BaseException):
     raise error
 
 
-@pytest.mark.parametrize(("error", "words"), FAULTS, ids=str)
+@pytest.mark.parametrize(("error", "words"), FAULTS, ids=["memory", "MLX", "disk"])
 @pytest.mark.parametrize("fault", [read_badly, prepare_badly, decode_badly])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_fault_of_any_kind_is_that_of_one_request(stopping, monkeypatch, batch_size, fault, error, words):

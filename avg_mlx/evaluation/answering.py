@@ -71,8 +71,7 @@ class Answerer:
         """The feedback losses of the first accepted answer, as training would measure them."""
         turns = [{"from": "human", "value": question.question}, {"from": "gpt", "value": question.answers[0]}]
         record = {"id": question.id, "conversations": turns}
-        config = self.model.config
-        files = [question.file]
+        config, files = self.model.config, [question.file]
         sample = make_sample("as training data", record, files, self.tokenizer, config, config.context_length)
         return feedback_losses(self.model, sample, seen.features, seen.crops)
 
