@@ -1,11 +1,13 @@
 """Errors whose text says what was found, what was expected, and what to do."""
 
 import difflib
+import errno
 import itertools
 import reprlib
 from collections.abc import Collection, Iterable
 
 LONGEST = 20_000  # characters of a message, which may list every tensor that is missing
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class AvgMlxError(Exception):
@@ -32,6 +34,26 @@ class OptionError(InputError, TypeError):
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM stopped long work. What was done is kept; the text says how to resume."""
+
+
+def failure(error: Exception) -> AvgMlxError:
+    """Return any error as one of ours, so that the failure of one thing among many can be told and kept.
+
+    It is a new one: the traceback of `error` would keep alive what was computed before it.
+    """
+    if isinstance(error, AvgMlxError):
+        return type(error)(*error.args)
+    if isinstance(error, MemoryError):
+        return AvgMlxError("this takes more memory than there is; make images smaller, or texts shorter")
+    if isinstance(error, OSError):
+        remedy = "; make room, then run the same command again" if error.errno in FULL_DISK else ""
+        return AvgMlxError(f"{error.filename or 'the system'}: {error.strerror or error}{remedy}")
+    return AvgMlxError(f"unexpected {type(error).__name__}: {error}")
+
+
+def problem(place: str, error: Exception) -> str:
+    """Say in one printable line what is wrong with one thing among many, such as a line of a file."""
+    return printable(f"{place}: {failure(error)}", 1000)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -173,8 +173,10 @@ def replacing(file: Path, tag: str = "") -> Iterator[Path]:
     try:
         yield partial
         partial.replace(file)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # as when a disk is full
+            error.filename = str(file)
         raise
 
 

@@ -6,9 +6,10 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from .errors import AvgMlxError, InputError
 from .files import MAX_DATA, JsonError, parse_json, read_file, read_json, write_json
@@ -60,17 +61,18 @@ class Journal:
             self._stream.close()
 
     def append(self, *rows: Row) -> None:
-        """Write rows at the end of the file, each on its line."""
+        """Write rows at the end of the file, each on its line. On a disk that is full, none of them stays there."""
+        left = memoryview("".join(map(_line, rows)).encode())
         try:
             if self._stream.seek(0, os.SEEK_END) > self._end:
                 self._stream.truncate(self._end)  # a line that was cut off
-            self._stream.write("".join(map(_line, rows)).encode())
-            self._stream.flush()
+            while left:
+                left = left[self._stream.write(left) :]
             self._end = self._stream.tell()
         except OSError as error:
-            raise AvgMlxError(
-                f"cannot write {self.file} ({error.strerror}); make room, then run the same command again to resume"
-            ) from error
+            with contextlib.suppress(OSError):
+                self._stream.truncate(self._end)
+            raise _unwritten(self.file, error) from error
         self.rows += rows
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
@@ -94,7 +96,10 @@ class Journal:
                 raise InputError(
                     f"{self.file} has rows, but no {SETTINGS} beside it says what they belong to; choose another output"
                 )
-            write_json(self.settings_file, now)
+            try:
+                write_json(self.settings_file, now)
+            except OSError as error:
+                raise _unwritten(self.settings_file, error) from error
             return
         before = read_json(self.settings_file, "choose another output", own=True)
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -117,11 +122,16 @@ def parse_row(file: Path, number: int, line: bytes) -> Row:
     )
 
 
-def _open(file: Path) -> BinaryIO:
+def _unwritten(file: Path, error: OSError) -> AvgMlxError:
+    return AvgMlxError(f"cannot write {file} ({error.strerror}); make room, then run the same command again to resume")
+
+
+def _open(file: Path) -> FileIO:
     """Open a file for appending, and lock it."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(file, "ab", opener=_opened_at_once)  # noqa: SIM115 - the journal closes it
+        # Without a buffer, so that nothing waits to be written after a failure.
+        stream = open(file, "ab", buffering=0, opener=_opened_at_once)  # noqa: SIM115 - the journal closes it
     except OSError as error:
         raise AvgMlxError(f"cannot write {file} ({error.strerror}); choose another output, or make room") from error
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):

@@ -398,3 +398,14 @@ def passes(monkeypatch) -> list[int]:
     tower = VisionTower.__call__
     monkeypatch.setattr(VisionTower, "__call__", lambda self, pixels: seen.append(len(pixels)) or tower(self, pixels))
     return seen
+
+
+@pytest.fixture
+def encoded(tiny, monkeypatch) -> list[int]:
+    """The lengths of the texts that are tokenized, as they come."""
+    kind, lengths = type(tiny[1]._tokenizer), []  # within mlx-lm's wrapper
+    encode = kind.encode
+    monkeypatch.setattr(
+        kind, "encode", lambda self, text, **how: lengths.append(len(text)) or encode(self, text, **how)
+    )
+    return lengths

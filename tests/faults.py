@@ -1,7 +1,11 @@
 """Faults of the machine, for tests of what is kept."""
 
+import contextlib
 import errno
 import os
+import socketserver
+import threading
+from collections.abc import Iterator
 
 from avg_mlx.journal import Journal
 
@@ -37,3 +41,18 @@ def fill_disk(monkeypatch, calls: int) -> None:
         append(journal, *rows)
 
     monkeypatch.setattr(Journal, "append", write)
+
+
+@contextlib.contextmanager
+def rude_server(reply: bytes) -> Iterator[str]:
+    """The address of a server that answers whatever it is asked with these bytes, and hangs up."""
+
+    class Rude(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.request.recv(9999)
+            self.wfile.write(reply)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Rude) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/image.png"
+        server.shutdown()

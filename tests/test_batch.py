@@ -11,6 +11,7 @@ from mlx_lm.sample_utils import make_logits_processors
 from PIL import Image
 
 from avg_mlx import InputError, Request, generate, generate_batch, load, stream_batch
+from avg_mlx.inference import batch
 
 WIDE, TALL, SQUARE = (
     Image.effect_mandelbrot(size, (-2, -1, 1, 1), 50).convert("RGB") for size in ((160, 40), (40, 90), (100, 100))
@@ -112,6 +113,83 @@ def test_a_bad_request_does_not_spoil_the_others(stopping, bad, words, place):
     assert words in str(error)
     for request, answer in zip((MIXED[2], MIXED[4]), answers, strict=True):
         same(answer, alone(stopping, request))
+
+
+GOOD, BAD = Request("Why?", SQUARE, max_tokens=3), Request("Bad?", TALL, max_tokens=3)
+FAULTS = [
+    (MemoryError(), "memory"),
+    (RuntimeError("[malloc] Unable\nto \x1b"), "unexpected RuntimeError: [malloc]"),
+    (OSError(5, "Input/output error", "x.png"), "x.png: Input/output error"),
+]
+
+
+def read_badly(monkeypatch, error):
+    read = batch.read_crops
+    monkeypatch.setattr(batch, "read_crops", lambda image, *rest: fail(error) if image is TALL else read(image, *rest))
+
+
+def prepare_badly(monkeypatch, error):
+    prepare = batch.prepare
+    monkeypatch.setattr(batch, "prepare", lambda *args: fail(error) if args[2] == "Bad?" else prepare(*args))
+
+
+def decode_badly(monkeypatch, error):
+    decode = batch._Batch._decode
+    monkeypatch.setattr(batch._Batch, "_decode", lambda self, a: fail(error) if 1 in a else decode(self, a))
+
+
+def fail(error: BaseException):
+    raise error
+
+
+@pytest.mark.parametrize(("error", "words"), FAULTS, ids=["memory", "MLX", "disk"])
+@pytest.mark.parametrize("fault", [read_badly, prepare_badly, decode_badly])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_fault_of_any_kind_is_that_of_one_request(stopping, monkeypatch, batch_size, fault, error, words):
+    expected = alone(stopping, GOOD)
+    fault(monkeypatch, error)
+    first, failed, last = generate_batch(*stopping, [GOOD, BAD, GOOD], batch_size=batch_size)
+    assert words in str(failed)
+    assert failed.__traceback__ is failed.__context__ is None  # they would keep images and KV
+    same(first, expected)
+    same(last, expected)
+
+
+@pytest.mark.parametrize("stage", ["VisionCache.features", "_Batch._decode"])
+def test_what_does_not_fit_into_memory_together_is_answered_one_by_one(stopping, monkeypatch, stage):
+    kind, name = stage.split(".")
+    work = getattr(getattr(batch, kind), name)
+
+    def only_few(self, many):
+        return work(self, many) if len(many) < 2 else fail(MemoryError())
+
+    monkeypatch.setattr(getattr(batch, kind), name, only_few)
+    requests = [GOOD, BAD, Request("Where?", WIDE, max_tokens=2)]
+    for request, answer in zip(requests, generate_batch(*stopping, requests), strict=True):
+        same(answer, alone(stopping, request))
+
+
+def test_answers_that_came_before_a_groups_fault_are_not_given_again(stopping, monkeypatch):
+    decode = batch._Batch._decode
+
+    def fail_later(self, answerings):
+        yield next(decode(self, answerings))
+        if len(answerings) > 1:
+            raise MemoryError
+
+    monkeypatch.setattr(batch._Batch, "_decode", fail_later)
+    outcomes = list(stream_batch(*stopping, MIXED[:4]))
+    assert sorted(n for n, _ in outcomes) == [0, 1, 2, 3]
+    for n, answer in outcomes:
+        same(answer, alone(stopping, MIXED[n]))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("fault", [read_badly, prepare_badly, decode_badly])
+def test_what_ends_the_process_ends_the_batch(stopping, monkeypatch, fault, error):
+    fault(monkeypatch, error)
+    with pytest.raises(error):
+        generate_batch(*stopping, [GOOD, BAD, GOOD])
 
 
 def test_a_template_that_ends_with_the_image_is_refused(stopping):

@@ -1,17 +1,23 @@
 """`avg-mlx generate --batch`: every question answered once, whatever comes between."""
 
+import base64
 import io
 import json
+import os
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import RECORDS, write_samples
+from faults import rude_server
 from PIL import Image
 
 from avg_mlx import FileOptions, Request, Sampling, answer_file, generate, load
 from avg_mlx.cli.generate import main
 from avg_mlx.inference import batch, batch_file
+from avg_mlx.inference.batch_file import read_requests
 from avg_mlx.journal import Journal
 
 QUESTIONS = [
@@ -181,6 +187,108 @@ def test_a_bad_line_is_told_with_its_number_and_the_rest_goes_on(run, folder, as
     del asked[:]
     assert run() == (0, [])
     assert asked == ["Mended?"]
+
+
+RUDE = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\nabc",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nabc",
+    b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+    b"HTTP/1.1 -1 \x1b[31m\r\n\r\n",
+    b"",
+]
+
+
+@pytest.mark.parametrize("reply", RUDE, ids=range(len(RUDE)))
+def test_a_rude_server_spoils_its_own_line_alone(run, folder, monkeypatch, reply):
+    monkeypatch.setenv("no_proxy", "*")
+    with rude_server(reply) as address:
+        write(folder, [QUESTIONS[0], {"id": "a", "prompt": "?", "image": address}, QUESTIONS[3]])
+        status, (told, _) = run()
+    assert status == 2
+    assert told.startswith(f"{folder / 'questions.jsonl'}, line 2: {address} ")
+    assert told.isprintable()
+    assert rows(folder).keys() == {"wide", "tall"}
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/full", "pipe", "sparse", "~nobody-of-this-name/a.png", "\0"])
+def test_a_path_that_is_no_images_spoils_its_own_line_alone(run, folder, path):
+    os.mkfifo(folder / "pipe")
+    with (folder / "sparse").open("wb") as file:
+        file.truncate(10 << 30)
+    write(folder, [QUESTIONS[0], {"id": "a", "prompt": "?", "image": path}, QUESTIONS[3]])
+    status, (told, _) = run()
+    assert status == 2
+    assert told.startswith(f"{folder / 'questions.jsonl'}, line 2: ")
+    assert told.isprintable()
+    assert rows(folder).keys() == {"wide", "tall"}
+
+
+@pytest.mark.parametrize("key", ["id", "image", "prompt", "granularity", "max_tokens"])
+def test_values_that_nobody_can_print_spoil_their_own_line_alone(run, folder, key):
+    deep = "[" * 900 + '"\\u001b[31m"' + "]" * 900
+    bad = json.dumps({"id": "a", "prompt": "?"})[:-1] + f', "{key}": {deep}}}'
+    write(folder, [QUESTIONS[0], bad, {"id": "long", "prompt": "?", key: ["\x1b" * 100_000]}])
+    status, told = run()
+    assert status == 2
+    assert len(told) == 3
+    assert all(line.isprintable() and len(line) < 1100 for line in told)
+    assert rows(folder).keys() == {"wide"}
+
+
+# Where images may lie
+
+
+@pytest.fixture
+def outside(folder, tmp_path_factory):
+    """The path of an image outside of the folder; `link.png` in the folder leads to it, `inner.png` to one inside."""
+    outside = tmp_path_factory.mktemp("outside") / "secret.png"
+    shutil.copy(folder / "wide.png", outside)
+    (folder / "link.png").symlink_to(outside)
+    (folder / "inner.png").symlink_to("wide.png")
+    (folder / "linked").symlink_to(outside.parent)
+    return outside
+
+
+@pytest.mark.parametrize(
+    "name", ["{outside}", "../{parent}/secret.png", "link.png", "linked/secret.png", "{folder}/wide.png"]
+)
+def test_strict_paths_keep_images_in_the_folder(run, folder, outside, name):
+    name = name.format(outside=outside, parent=outside.parent.name, folder=folder)
+    write(folder, [QUESTIONS[0], {"id": "a", "prompt": "?", "image": ["wide.png", name]}, QUESTIONS[3]])
+    status, (told, _) = run("--strict-paths")
+    assert status == 2
+    assert told.startswith(f"{folder / 'questions.jsonl'}, line 2: the image {name} is outside of {folder}")
+    assert rows(folder).keys() == {"wide", "tall"}
+    assert run() == (0, [])
+    assert rows(folder).keys() == {"wide", "tall", "a"}
+
+
+def test_strict_paths_fetch_nothing(run, folder):
+    write(folder, [QUESTIONS[0], {"id": "a", "prompt": "?", "image": "HTTPS://me:secret@127.0.0.1:9/x.png"}])
+    status, (told, _) = run("--strict-paths")
+    assert status == 2
+    assert "line 2: HTTPS://…@127.0.0.1:9/x.png is an address, which " in told
+
+
+def test_strict_paths_leave_alone_what_lies_in_the_folder(run, folder, outside):
+    data = f"data:image/png;base64,{base64.b64encode((folder / 'wide.png').read_bytes()).decode()}"
+    names = ["wide.png", "../" + folder.name + "/wide.png", "inner.png", data]
+    write(folder, [{"id": n, "prompt": "?", "image": name} for n, name in enumerate(names)])
+    assert run("--strict-paths") == (0, [])
+    assert len({row["text"] for row in rows(folder).values()}) == 1
+
+
+def test_strict_paths_lead_nobody_home():
+    """Where the folder has no name that stands in front of the ~."""
+    lines = b'{"id": 0, "prompt": "?"}\n{"id": 1, "prompt": "?", "image": "./~root/x.png"}'
+    _, problems = read_requests("q", lines, Path(), Request(""), strict_paths=True)
+    assert problems[0].startswith("q, line 2: the image ./~root/x.png is outside of .")
+
+
+def test_strict_paths_are_for_batches(refused):
+    assert "--strict-paths is for the images that the lines of --batch name" in refused(
+        main, "-p", "?", "--strict-paths"
+    )
 
 
 @pytest.fixture

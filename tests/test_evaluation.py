@@ -1,5 +1,6 @@
 """`avg-mlx evaluate`: modes, answers, times, resuming, and what the table says of them."""
 
+import errno
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -558,7 +560,7 @@ def test_a_disk_that_fills_is_one_error_and_goes_on_later(ask, questions, tmp_pa
 
     def fill(journal, *rows):
         if journal.rows:
-            journal._stream = open("/dev/full", "ab")  # noqa: SIM115
+            journal._stream = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
         append(journal, *rows)
 
     with monkeypatch.context() as patch:
@@ -567,6 +569,20 @@ def test_a_disk_that_fills_is_one_error_and_goes_on_later(ask, questions, tmp_pa
             ask(questions[:3], modes=["1"])
     assert [line["id"] for line in lines_of(tmp_path / "out")] == ["q0"]
     assert [result.id for result in ask(questions[:3], modes=["1"]).results] == ["q0", "q1", "q2"]
+
+
+@pytest.mark.parametrize("name", ["write_json", "write_text", "plot_accuracy"])
+def test_a_disk_too_full_for_the_table_is_one_error_and_goes_on_later(name, ask, questions, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, name, refuse)
+        with pytest.raises(AvgMlxError, match=r"cannot write into .*out \(No space left.*make room.*same command"):
+            ask(questions[:2], modes=["1"])
+    assert not list((tmp_path / "out").glob(".*"))
+    assert len(ask(questions[:2], modes=["1"]).results) == 2
+    assert (tmp_path / "out" / "table.md").is_file()
 
 
 @pytest.mark.parametrize(
@@ -699,6 +715,45 @@ def test_a_question_that_does_not_fit_is_refused_or_skipped(ask, questions, tmp_
         ask([long], modes=["1"], skip_bad=True, skipped=["before"], output=tmp_path / "none")
     with pytest.raises(InputError, match=r"^none of 0 questions "):
         ask([], output=tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "this takes more memory"),
+        (AvgMlxError("no"), "no"),
+        (KeyError("x"), "unexpected KeyError: 'x'"),
+    ],
+    ids=str,
+)
+def test_a_fault_of_any_kind_is_that_of_one_question(error, words, ask, questions, monkeypatch):
+    answer = run.Answerer.answer
+
+    def fail(self, question):
+        if question.id == "q1":
+            raise error
+        return answer(self, question)
+
+    monkeypatch.setattr(run.Answerer, "answer", fail)
+    with pytest.raises(InputError, match=f"^question 'q1': {words}.*skip_bad.*resume$"):
+        ask(questions[:3], modes=["1"])
+    evaluation = ask(questions[:3], modes=["1"], skip_bad=True)
+    assert [result.id for result in evaluation.results] == ["q0", "q2"]
+    assert [problem.startswith(f"question 'q1': {words}") for problem in evaluation.skipped] == [True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "modes", "told"),
+    [
+        ({"question": "word " * 2_000_000}, ["1"], "the prompt has 10,000,"),
+        ({"answers": ("word " * 2_000_000,)}, ["oracle"], "as training data: its text has 10,000,"),
+    ],
+)
+def test_ten_megabytes_of_text_are_not_tokenized(changes, modes, told, ask, questions, encoded):
+    long = replace(questions[1], **changes)
+    evaluation = ask([questions[0], long], modes=modes, skip_bad=True)
+    assert evaluation.skipped[0].startswith(f"question 'q1': {told}")
+    assert max(encoded) < 1000
 
 
 @pytest.mark.parametrize(("modes", "wrong"), [(["adaptive", "576"], "576"), (["best"], "best")])

@@ -8,6 +8,7 @@ from conftest import conversation, write_samples
 
 from avg_mlx import InputError, Question, read_questions
 from avg_mlx.cli.evaluate import main
+from avg_mlx.evaluation import questions as questions_module
 
 SIMPLE = {"image": "wide.png", "question": "What is it?", "answer": "a cat"}
 
@@ -187,3 +188,45 @@ def test_a_file_that_is_not_there_is_one_line(name, refused, tmp_path):
 def test_a_byte_order_mark_is_no_content(folder):
     (folder / "questions.jsonl").write_text(json.dumps(SIMPLE), encoding="utf-8-sig")
     assert len(read(folder / "questions.jsonl")) == 1
+
+
+def test_strict_paths_keep_images_in_the_folder(write, folder, tmp_path_factory):
+    elsewhere = write_samples(tmp_path_factory.mktemp("elsewhere"), []).parent
+    (folder / "link.png").symlink_to(elsewhere / "wide.png")
+    names = [f"../{elsewhere.name}/wide.png", str(elsewhere / "wide.png"), str(folder / "wide.png"), "link.png"]
+    file = write(SIMPLE, *(SIMPLE | {"image": name} for name in names))
+    assert len(read(file)) == 5
+    questions, bad = read_questions(file, skip_bad=True, strict_paths=True)
+    assert [question.image for question in questions] == ["wide.png"]
+    assert len(bad) == len(names)
+    for n, (told, name) in enumerate(zip(bad, names, strict=True), 2):
+        assert told.startswith(f"{file}, line {n}: the image {name} is outside of {folder}")
+
+
+def test_strict_paths_on_the_command_line(write, folder, refused):
+    file = write(SIMPLE | {"image": str(folder / "wide.png")})
+    line = refused(main, "--model", "m", "--data", file, "--output", folder / "out", "--strict-paths")
+    assert "is outside of" in line
+    assert "--strict-paths forbids" in line
+
+
+@pytest.mark.parametrize("key", ["id", "image", "question", "answer", "category", "conversations", "other"])
+@pytest.mark.parametrize("depth", [100, *range(940, 1000, 3), 100_000])
+def test_deep_nesting_spoils_its_own_line_alone(key, depth, write):
+    deep = f'{{"image": "wide.png", "question": "?", "answer": "x", "id": "d", "{key}": {"[" * depth}{"]" * depth}}}'
+    questions, bad = read_questions(write(SIMPLE, deep, SIMPLE | {"question": "Why?"}), skip_bad=True)
+    assert [q.id for q in questions if len(q.id) == 1 and q.id != "d"] == ["1", "3"]
+    assert all(": " in told and told.isprintable() and len(told) < 1100 for told in bad)
+
+
+def test_whatever_an_image_does_spoils_its_own_line_alone(write, monkeypatch):
+    size = questions_module.read_image_size
+    monkeypatch.setattr(questions_module, "read_image_size", lambda file: fail() if "tall" in file.name else size(file))
+
+    def fail():
+        raise MemoryError
+
+    file = write(SIMPLE, SIMPLE | {"image": "tall.png"}, SIMPLE | {"question": "Why?"})
+    questions, [told] = read_questions(file, skip_bad=True)
+    assert [q.id for q in questions] == ["1", "3"]
+    assert told.startswith(f"{file}, line 2: this takes more memory than there is")

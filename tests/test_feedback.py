@@ -169,6 +169,20 @@ def test_other_samples_are_added_and_known_ones_kept(samples, tiny, collected, t
     assert {json.loads(line)["sample"] for line in file.read_text().splitlines()} == {s.key for s in samples}
 
 
+@pytest.mark.parametrize("done", range(3))
+def test_identical_samples_share_a_line_whenever_it_is_written(done, samples, tiny, collected, tmp_path, counted):
+    first, second = samples[:2]
+    rows, lines = collected[0], collected[1].read_bytes().splitlines(keepends=True)
+    file = tmp_path / "feedback.jsonl"
+    file.write_bytes(b"".join(lines[:done]))
+    for _ in range(2):
+        assert collect_feedback(tiny[0], [first, second, first, first, second], file) == [
+            rows[i] for i in (0, 1, 0, 0, 1)
+        ]
+        assert file.read_bytes() == b"".join(lines[:2])
+    assert counted == [first.id, second.id][done:]
+
+
 def test_feedback_of_other_data_is_refused_and_left_alone(tiny, samples, collected, tmp_path, counted):
     model, tokenizer = tiny
     file = tmp_path / "feedback.jsonl"
@@ -232,8 +246,7 @@ def test_a_disk_that_fills_is_one_error_and_is_resumed_later(samples, tiny, coll
         fill_disk(context, 2)
         with pytest.raises(AvgMlxError, match=r"cannot write .*feedback\.jsonl .*No space left.*make room.*resume"):
             collect_feedback(tiny[0], samples, file)
-    assert file.read_bytes().count(b"\n") == 2
-    assert not file.read_bytes().endswith(b"\n")
+    assert file.read_bytes() == b"".join(collected[1].read_bytes().splitlines(keepends=True)[:2])  # whole lines
     collect_feedback(tiny[0], samples, file)
     assert file.read_bytes() == collected[1].read_bytes()
 

@@ -1,12 +1,15 @@
 """One append-only file: cut-off lines, settings, and a lock that dies with its process."""
 
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
+from faults import fill_disk
 
 from avg_mlx import AvgMlxError, InputError
+from avg_mlx import journal as journal_module
 from avg_mlx.journal import Journal
 
 
@@ -116,7 +119,28 @@ def test_a_disk_that_refuses_is_named(tmp_path):
         Journal(tmp_path)
     with Journal(tmp_path / "rows.jsonl") as journal:
         journal._stream.close()
-        journal._stream = open("/dev/full", "ab")  # noqa: SIM115
+        journal._stream = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
         with pytest.raises(AvgMlxError, match=r"No space left.*to resume"):
             journal.append({"n": 1})
         assert journal.rows == []
+
+
+def test_a_disk_that_fills_within_a_row_keeps_whole_lines(tmp_path, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    with Journal(file) as journal:
+        journal.append({"n": 1})
+        fill_disk(monkeypatch, 0)
+        with pytest.raises(AvgMlxError, match=r"rows\.jsonl \(No space left.*make room"):
+            journal.append({"n": 2}, {"n": 3})
+    assert file.read_bytes() == b'{"n": 1}\n'
+
+
+def test_a_disk_too_full_for_the_settings_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as context:
+        context.setattr(journal_module, "write_json", refuse)
+        with pytest.raises(AvgMlxError, match=r"cannot write .*run\.json \(No space left.*make room"):
+            Journal(tmp_path / "rows.jsonl", {"seed": 1})
+    Journal(tmp_path / "rows.jsonl", {"seed": 1}).close()

@@ -12,6 +12,7 @@ import pytest
 from conftest import CASES, CHECKPOINT, GOLDEN, GRANULARITIES, ROOT, Reference
 
 from avg_mlx import convert
+from avg_mlx.cli import parser
 
 CASE = 0
 PROMPT, IMAGE = CASES[CASE]["prompt"], GOLDEN / CASES[CASE]["image"]
@@ -281,6 +282,32 @@ def test_killed_conversion_is_not_in_the_way_of_the_next(stop):
     assert all(path.name.startswith(".") and path.name.endswith(".partial") for path in parent.iterdir())
     convert(CHECKPOINT, parent / "model")
     assert (parent / "model" / "config.json").is_file()
+    assert [path.name for path in parent.iterdir()] == ["model"]
+
+
+def test_a_second_signal_does_not_tear_what_the_first_one_ends(capfd):
+    """A terminal that closes may send several."""
+    tidied = []
+
+    def work(_):
+        try:
+            signal.raise_signal(signal.SIGHUP)
+        finally:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            tidied.append(True)
+
+    before = [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGTERM)]
+    try:
+        for _ in range(2):
+            assert parser.run(parser.Parser(prog="verb"), work, []) == 129
+        after = [signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)]
+    finally:
+        for number, handler in zip((signal.SIGHUP, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+    assert tidied == [True, True]
+    assert after == [signal.SIG_DFL, signal.SIG_DFL]
+    assert capfd.readouterr().err == 2 * "\nverb: interrupted\n"
 
 
 def test_disk_that_takes_no_more(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from avg_mlx.config import Config
 from avg_mlx.errors import InputError
-from avg_mlx.inputs.prompt import PLACEHOLDER_ID, SYSTEM_PROMPT
+from avg_mlx.inputs.prompt import PLACEHOLDER_ID, SYSTEM_PROMPT, may_fit
 from avg_mlx.training.data import IGNORED, read_fitting, read_samples
 
 ASKED = conversation("What is this?", "A cat.")
@@ -158,6 +158,32 @@ def test_the_context_is_the_limit_that_cannot_be_raised(read, tmp_path, tiny, ca
     assert "1 of 2 samples skipped" in caplog.text
 
 
+@pytest.mark.parametrize("turns", [1, 1000])
+def test_ten_megabytes_of_text_are_not_tokenized(turns, tmp_path, tiny, caplog, encoded):
+    """They would take half a minute, and many turns of them hours."""
+    model, tokenizer = tiny
+    text = "word " * (1_000_000 // turns)
+    file = write_samples(tmp_path, [{"id": "long", "conversations": conversation(*[text] * 2 * turns)}, RECORDS[0]])
+    with caplog.at_level(logging.WARNING, "avg_mlx"):
+        fitting = read_fitting(file, None, tokenizer, model.config, None)
+    assert [sample.id for sample in fitting] == ["one"]
+    assert "1 of 2 samples skipped" in caplog.text
+    assert max(encoded) < 1000
+
+
+def test_turns_of_a_sample_too_long_are_not_looked_at(tmp_path, tiny, encoded):
+    """Each is tokenized with all before it."""
+    model, tokenizer = tiny
+    file = write_samples(tmp_path, [{"id": "long", "conversations": conversation(*["a"] * 200)}])
+    assert read_fitting(file, None, tokenizer, model.config, None) == []
+    assert len(encoded) <= 3  # of which two look whether the tokenizer guards a leading space
+
+
+@given(st.text(max_size=300))
+def test_no_text_that_fits_is_taken_for_one_too_long(tokenizer, text):
+    assert may_fit(tokenizer, text, len(tokenizer.encode(text)))
+
+
 def test_nothing_is_said_where_all_fit(data, tiny, caplog):
     model, tokenizer = tiny
     with caplog.at_level(logging.WARNING, "avg_mlx"):
@@ -237,6 +263,20 @@ def test_all_missing_image_files_are_listed(lines, read, tmp_path):
 def test_an_image_name_too_long_for_a_file_is_missing(read):
     with pytest.raises(InputError, match="1 image files are missing"):
         read([{"image": "data:image/png;base64," + "A" * 5000, "conversations": ASKED}])
+
+
+@pytest.mark.parametrize("name", ["../{elsewhere}/wide.png", "{absolute}", "link.png"])
+def test_strict_paths_keep_images_in_the_folder(name, tmp_path, tmp_path_factory, tiny):
+    model, tokenizer = tiny
+    elsewhere = write_samples(tmp_path_factory.mktemp("elsewhere"), []).parent
+    (tmp_path / "link.png").symlink_to(elsewhere / "wide.png")
+    name = name.format(elsewhere=elsewhere.name, absolute=tmp_path / "wide.png")
+    file = write_samples(tmp_path, [{"id": "x", "image": ["wide.png", name], "conversations": ASKED}])
+    assert len(read_fitting(file, None, tokenizer, model.config, None)) == 1
+    with pytest.raises(
+        InputError, match=rf"sample 1 \(x\): the image {name} is outside of {tmp_path}, which strict_paths"
+    ):
+        read_fitting(file, None, tokenizer, model.config, None, strict_paths=True)
 
 
 GOOD = json.dumps({"conversations": ASKED})

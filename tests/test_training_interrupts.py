@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in training: the last complete step is kept, and a resumed run ends as if nothing had happened."""
+"""Ctrl-C, SIGTERM and SIGHUP in training: the last step is kept, and a resumed run ends as if nothing had happened."""
 
 import functools
 import json
@@ -298,8 +298,14 @@ def start(command: list) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's & has it ignored
+        preexec_fn=default_signals,
     )
+
+
+def default_signals() -> None:
+    """A shell's & has SIGINT ignored, and nohup SIGHUP."""
+    for number in STATUS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def lines(file: Path) -> int:
@@ -317,7 +323,7 @@ def stop_at(command: list, file: Path, count: int, number: int) -> tuple[int, st
     return process.returncode, err
 
 
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 MOMENTS = [
     ("instruct", signal.SIGINT, 5),
     ("instruct", signal.SIGTERM, 0),

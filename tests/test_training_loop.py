@@ -394,6 +394,13 @@ def test_a_half_removed_checkpoint_does_not_look_like_one(tmp_path, monkeypatch)
     same_results(tmp_path / "whole", tmp_path / "broken")
 
 
+def test_what_a_killed_run_left_at_its_end_is_removed_by_the_next(tmp_path):
+    fit(tmp_path / "run")
+    shutil.copytree(tmp_path / "run" / "checkpoint-0000008", tmp_path / "run" / ".partial-checkpoint")
+    fit(tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*"))
+
+
 def test_a_log_line_cut_off_is_written_anew(tmp_path):
     fit(tmp_path / "whole")
     with pytest.raises(Killed):
@@ -511,6 +518,7 @@ def test_a_full_disk_is_one_error_and_loses_nothing(failing, tmp_path, monkeypat
     assert "make room" in str(error.value)
     assert "--resume" in str(error.value)
     assert [file.name for file in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-0000003"]
+    assert not list((tmp_path / "run").glob(".*"))
     fit(tmp_path / "run")
     same_results(tmp_path / "whole", tmp_path / "run")
 
@@ -521,7 +529,7 @@ def test_a_disk_too_full_for_the_log_is_one_error(tmp_path, monkeypatch):
         fill_disk(context, 4)
         with pytest.raises(AvgMlxError, match=r"cannot write .*run.log\.jsonl \(No space left.*make room"):
             fit(tmp_path / "run")
-    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 4
+    assert [line["step"] for line in log_of(tmp_path / "run")] == [1, 2, 3, 4]
     fit(tmp_path / "run")
     same_results(tmp_path / "whole", tmp_path / "run")
 

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..errors import AvgMlxError, InputError
+from ..errors import AvgMlxError, InputError, problem
 from .answering import model_name, open_model, sampling_of
 
 STREAM = Path("-")
@@ -17,14 +17,14 @@ def answer_many(args: argparse.Namespace) -> None:
     import mlx.core as mx
 
     from ..inference.batch import Request
-    from ..inference.batch_file import FileOptions, answer_requests, problem, read_requests, stream_requests
+    from ..inference.batch_file import FileOptions, answer_requests, read_requests, stream_requests
     from ..journal import Journal
     from .progress import Bar
 
     _check(args, mx.distributed.init().size())
     content, folder = _read(args.batch)
     defaults = Request("", None, args.granularity, args.max_visual_tokens, args.system_prompt, args.max_tokens)
-    requests, problems = read_requests(str(args.batch), content, folder, defaults)
+    requests, problems = read_requests(str(args.batch), content, folder, defaults, strict_paths=args.strict_paths)
     for told in problems:
         print(told, file=sys.stderr)
     if args.output != STREAM:

@@ -25,6 +25,7 @@ def build_parser(prog: str) -> Parser:
     add("--adapter-path", type=Path, help="a folder of adapters that training wrote")
     add("--data", required=True, type=Path, help="JSON list or JSON Lines of questions (docs/evaluation.md)")
     add("--image-folder", type=Path, help="folder that image names are relative to (default: the data's)")
+    add("--strict-paths", action="store_true", help="refuse images outside of that folder")
     add("--output", required=True, type=Path, help="folder for answers, table, summary and pictures")
     add("--modes", nargs="+", metavar="MODE", help="adaptive, random, oracle, or a granularity (default: all)")
     add("--limit", type=number(int, 1), metavar="N", help="ask only the first N questions")
@@ -51,7 +52,9 @@ def evaluate(args: argparse.Namespace) -> None:
     from .progress import Bar
 
     first = mx.distributed.init().rank() == 0
-    questions, bad = read_questions(args.data, args.image_folder, skip_bad=args.skip_bad, limit=args.limit)
+    questions, bad = read_questions(
+        args.data, args.image_folder, skip_bad=args.skip_bad, limit=args.limit, strict_paths=args.strict_paths
+    )
     if first:
         list_problems(bad)
     model, tokenizer = load(args.model, adapter_path=args.adapter_path)

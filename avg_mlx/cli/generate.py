@@ -46,6 +46,7 @@ def build_parser(prog: str) -> Parser:
     add("--quiet", action="store_true", help="print no summary on standard error")
     add("--output", type=Path, metavar="FILE", help="with --batch: the answers, JSON Lines that resume; - prints them")
     add("--batch-size", type=number(int, 1), default=8, metavar="N", help="questions answered together (default: 8)")
+    add("--strict-paths", action="store_true", help="with --batch: no image from outside of the file's folder")
     add_decoding_options(parser)
     return parser
 
@@ -59,6 +60,8 @@ def generate(args: argparse.Namespace) -> None:
         return
     if args.output is not None:
         raise InputError("--output is for the answers of --batch; send one answer to a file with >")
+    if args.strict_paths:
+        raise InputError("--strict-paths is for the images that the lines of --batch name; leave it out")
     answer_one(args)
 
 

@@ -8,11 +8,12 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from ..blas import BLAS
-from ..errors import AvgMlxError, Interrupted, nearest
+from ..errors import AvgMlxError, Interrupted, failure, nearest, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,6 +28,39 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, or SIGHUP when a terminal closes: each ends the work as Ctrl-C does."""
+
+    def __init__(self, number: int = signal.SIGTERM):
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def _ending_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise Terminated in the block.
+
+    They do so once, since a closing terminal may send several, and the next must not tear what is being saved or
+    removed. A signal that is ignored stays so, as SIGHUP does under nohup.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    ending = [number for number, handler in handlers.items() if handler != signal.SIG_IGN]
+
+    def end(number: int, _: object) -> NoReturn:
+        for other in ending:
+            signal.signal(other, signal.SIG_IGN)
+        raise Terminated(number)
+
+    for number in ending:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ending:
+            signal.signal(number, handlers[number] or signal.SIG_DFL)
+
+
+@_ending_signals()
 def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: list[str] | None) -> int:
     """Parse, work, and turn whatever goes wrong into one line on standard error and an exit status."""
     if sys.stderr is None:  # closed by the shell, as in 2>&-
@@ -34,9 +68,6 @@ def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: l
     about = "show the traceback of an error, and the BLAS in use"
     parser.add_argument("--verbose", action="store_true", default=False, help=about)
     args = parser.parse_args(arguments)
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(ending) != signal.SIG_IGN:  # as nohup leaves SIGHUP
-            signal.signal(ending, _terminate)
     logger = logging.getLogger("avg_mlx")
     logger.handlers, logger.level = [LogLines()], logging.INFO
     try:
@@ -58,12 +89,10 @@ def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: l
     except Exception as error:
         if args.verbose:
             traceback.print_exc()
-        if isinstance(error, OSError):
-            error = AvgMlxError(f"{error.filename or 'the system'}: {error.strerror or error}")
-        elif not isinstance(error, AvgMlxError):
-            error = AvgMlxError(f"unexpected {type(error).__name__}: {error} (--verbose tells where)")
-        print(f"{parser.prog}: {with_flags(parser, one_line(error))}", file=sys.stderr)
-        return error.exit_status
+        ours = failure(error)
+        where = "" if isinstance(error, AvgMlxError | OSError | MemoryError) else " (--verbose tells where)"
+        print(f"{parser.prog}: {with_flags(parser, one_line(ours))}{where}", file=sys.stderr)
+        return ours.exit_status
 
 
 class LogLines(logging.Handler):
@@ -74,18 +103,6 @@ class LogLines(logging.Handler):
         from tqdm import tqdm
 
         tqdm.write(record.getMessage(), file=sys.stderr)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, or SIGHUP when a terminal closes: each ends the work as Ctrl-C does."""
-
-    def __init__(self, number: int = signal.SIGTERM):
-        super().__init__()
-        self.number = number
-
-
-def _terminate(number: int, _: object) -> NoReturn:
-    raise Terminated(number)
 
 
 def with_flags(parser: Parser, message: str) -> str:
@@ -101,8 +118,8 @@ def with_flags(parser: Parser, message: str) -> str:
 
 
 def one_line(message: object) -> str:
-    """Return a message without line ends."""
-    return " ".join(str(message).split())
+    """Return a message as one printable line, cut only where it would fill screens."""
+    return printable(message, 10_000)
 
 
 def number(

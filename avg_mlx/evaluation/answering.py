@@ -71,7 +71,8 @@ class Answerer:
         """The feedback losses of the first accepted answer, as training would measure them."""
         turns = [{"from": "human", "value": question.question}, {"from": "gpt", "value": question.answers[0]}]
         record = {"id": question.id, "conversations": turns}
-        sample = make_sample("as training data", record, [question.file], self.tokenizer)
+        config, files = self.model.config, [question.file]
+        sample = make_sample("as training data", record, files, self.tokenizer, config, config.context_length)
         return feedback_losses(self.model, sample, seen.features, seen.crops)
 
     def _attempt(self, question: Question, seen: Seen, granularity: int) -> Attempt:

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, problem
 from ..inputs.image_io import read_image_size
 from ..inputs.prompt import PLACEHOLDER
-from ..inputs.records import read_records
+from ..inputs.records import image_path, read_records
 
 EXPECTED = 'expected lines such as {"image": "1.png", "question": "What is it?", "answer": "a cat"}'
 SKIP_BAD = "fix it, or leave such questions out (skip_bad)"
@@ -31,7 +31,7 @@ class Question:
     @property
     def file(self) -> Path:
         """The path of the image."""
-        return self.folder / self.image
+        return image_path(self.image, self.folder, strict=False)
 
     @cached_property
     def key(self) -> str:
@@ -42,13 +42,18 @@ class Question:
 
 
 def read_questions(
-    file: str | Path, image_folder: str | Path | None = None, *, skip_bad: bool = False, limit: int | None = None
+    file: str | Path,
+    image_folder: str | Path | None = None,
+    *,
+    skip_bad: bool = False,
+    limit: int | None = None,
+    strict_paths: bool = False,
 ) -> tuple[list[Question], list[str]]:
     """Read the first `limit` questions of a file; the second list says what is wrong with those left out.
 
     A record is `{"id"?, "image", "question", "answer" or "answers": one or several, "category"?}`, or LLaVA's
     `{"id"?, "image", "conversations"}`, where each human/gpt pair is a question. Image names are relative to
-    `image_folder`, which is the file's own folder by default.
+    `image_folder`, which is the file's own folder by default; with `strict_paths` no image may lie outside of it.
 
     Raises InputError for a file without questions and, unless `skip_bad`, for the first record that cannot be used.
     """
@@ -62,12 +67,12 @@ def read_questions(
             if isinstance(record, InputError):
                 raise record
             for question in _questions(record, place.rpartition(" ")[2], folder):
-                _check_image(question.file, checked)
+                _check_image(question, strict_paths, checked)
                 if question.key in questions:
                     raise InputError(f"question {question.id!r} is there already; remove one of the two")
                 questions[question.key] = question
-        except InputError as error:
-            bad.append(f"{file}, {place}: {error}")
+        except Exception as error:
+            bad.append(problem(f"{file}, {place}", error))
         if limit is not None and len(questions) >= limit:
             break
     if bad and not skip_bad:
@@ -120,8 +125,9 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None or value == [] else f"{json.dumps(value):.60}"
 
 
-def _check_image(file: Path, checked: dict[Path, InputError | None]) -> None:
+def _check_image(question: Question, strict_paths: bool, checked: dict[Path, InputError | None]) -> None:
     """Raise InputError for a file that is missing or is not an image. Pixels are not decoded; outcomes are kept."""
+    file = image_path(question.image, question.folder, strict_paths)
     if file not in checked:
         try:
             # Unlike Path.is_file, os.path.isfile is False for a name that is too long.

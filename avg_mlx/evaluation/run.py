@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..errors import InputError, Interrupted
+from ..errors import AvgMlxError, InputError, Interrupted, printable, problem
 from ..files import write_json, write_text
 from ..inference.options import check_max_tokens
 from ..inputs.tokenizer import Tokenizer
@@ -152,8 +152,8 @@ def _try(answerer: Answerer, question: Question) -> Row | str:
     """A question's row, or what is wrong with it."""
     try:
         return answerer.answer(question).to_dict()
-    except InputError as error:
-        return f"question {question.id!r}: {error}"
+    except Exception as error:  # whatever it is, the other questions may be without it
+        return problem(f"question {printable(repr(question.id), 80)}", error)
 
 
 def _gather(items: Sequence[Any], group: mx.distributed.Group) -> list[Any]:
@@ -178,7 +178,11 @@ def _conclude(
 
 
 def _write(folder: Path, evaluation: Evaluation) -> None:
-    write_json(folder / "summary.json", evaluation.summary)
-    write_text(folder / "table.md", evaluation.table)
-    plot_accuracy(evaluation.summary, folder / "accuracy.png")
-    plot_choices(evaluation.summary, folder / "choices.png")
+    try:
+        write_json(folder / "summary.json", evaluation.summary)
+        write_text(folder / "table.md", evaluation.table)
+        plot_accuracy(evaluation.summary, folder / "accuracy.png")
+        plot_choices(evaluation.summary, folder / "choices.png")
+    except OSError as error:
+        reason = error.strerror or error
+        raise AvgMlxError(f"cannot write into {folder} ({reason}); make room, then {RESUME}") from error

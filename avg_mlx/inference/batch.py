@@ -7,7 +7,7 @@ from typing import Any, TypedDict, Unpack
 
 import mlx.core as mx
 
-from ..errors import AvgMlxError, InputError
+from ..errors import AvgMlxError, InputError, failure
 from ..inputs.image import Crops
 from ..inputs.image_io import MAX_PIXELS
 from ..inputs.prompt import PLACEHOLDER_ID, Messages
@@ -86,7 +86,8 @@ def stream_batch(
 ) -> Iterator[tuple[int, Answer | AvgMlxError]]:
     """Answer `requests`, `batch_size` together; yields a request's number and its answer as each is complete.
 
-    Answers equal those of `generate`. A request that cannot be answered yields its error, and the others go on.
+    Answers equal those of `generate`. A request that cannot be answered yields its error, whatever that is, and the
+    others go on. Where a group fails as a whole, its requests are answered one by one.
     Preprocess and vision seconds of an answer are those of its whole batch. Options: batch_size, max_pixels,
     sampler, logits_processors and prefill_step_size. Raises OptionError or InputError at once for options that are
     unknown or cannot be used.
@@ -111,17 +112,41 @@ class _Batch:
     prefill_step_size: int = PREFILL_STEP_SIZE
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer | AvgMlxError]]:
-        """Prepare and decode one group after the other."""
+        """Answer one group after the other."""
         cache = VisionCache(self.model)
         numbered = list(enumerate(requests))
         for start in range(0, len(numbered), self.batch_size):
-            answerings: dict[int, _Answering] = {}
-            for n, outcome in self._prepare(dict(numbered[start : start + self.batch_size]), cache):
-                if isinstance(outcome, _Answering):
-                    answerings[n] = outcome
-                else:
-                    yield n, outcome
-            yield from self._decode(answerings)
+            yield from self._answer_group(dict(numbered[start : start + self.batch_size]), cache)
+
+    def _answer_group(
+        self, requests: Mapping[int, Request], cache: VisionCache
+    ) -> Iterator[tuple[int, Answer | AvgMlxError]]:
+        """Answer requests together. If that fails, answer what is left one by one, so that only the culprit fails."""
+        left = dict(requests)
+        try:
+            for n, outcome in self._answer_together(requests, cache):
+                del left[n]
+                yield n, outcome
+            return
+        except Exception as error:  # such as a MemoryError, which may be of all that the group holds
+            failed = failure(error)
+        if len(requests) == 1:
+            yield from dict.fromkeys(left, failed).items()
+        else:
+            for n, request in left.items():
+                yield from self._answer_group({n: request}, cache)
+
+    def _answer_together(
+        self, requests: Mapping[int, Request], cache: VisionCache
+    ) -> Iterator[tuple[int, Answer | AvgMlxError]]:
+        """Prepare and decode a group."""
+        answerings: dict[int, _Answering] = {}
+        for n, outcome in self._prepare(requests, cache):
+            if isinstance(outcome, _Answering):
+                answerings[n] = outcome
+            else:
+                yield n, outcome
+        yield from self._decode(answerings)
 
     def _prepare(
         self, requests: Mapping[int, Request], cache: VisionCache
@@ -135,7 +160,7 @@ class _Batch:
                 check_max_tokens(request.max_tokens)
                 images[n] = read_crops(request.image, self.model.config, self.max_pixels)
             except AvgMlxError as error:
-                yield n, error
+                yield n, failure(error)
         preprocess = clock.lap()
         together = [crops for several in images.values() for crops in several]
         unseen = {crops.digest for crops in together if crops not in cache}
@@ -146,7 +171,7 @@ class _Batch:
             try:
                 answering = self._prefill(requests[n], crops, cache)
             except AvgMlxError as error:
-                yield n, error
+                yield n, failure(error)
                 continue
             layout = answering.layout
             seconds = replace(layout.seconds, preprocess=preprocess, vision=vision)

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import AvgMlxError, InputError, Interrupted
+from ..errors import AvgMlxError, InputError, Interrupted, problem
+from ..inputs.fetching import shown_url
 from ..inputs.image_io import MAX_PIXELS
-from ..inputs.records import parse_records, read_bytes
+from ..inputs.records import image_path, parse_records, read_bytes
 from ..inputs.tokenizer import Tokenizer
 from ..journal import Journal
 from ..model.avg_llava import Model
@@ -46,32 +47,30 @@ class FileOptions:
     load_seconds: float = 0.0
 
 
-def read_requests(name: str, content: bytes, folder: Path, defaults: Request) -> tuple[list[FiledRequest], list[str]]:
+def read_requests(
+    name: str, content: bytes, folder: Path, defaults: Request, *, strict_paths: bool = False
+) -> tuple[list[FiledRequest], list[str]]:
     """Return the questions of a file's content, and what is wrong with its other records.
 
     A record is `{"id", "prompt" or "question", "image"?, "granularity"?, "max_tokens"?}`; `defaults` has the options
-    for those that say nothing. Image paths are relative to `folder`. Raises InputError if no record can be used.
+    for those that say nothing. Image paths are relative to `folder`; with `strict_paths` none may leave it, and nothing
+    is downloaded. Raises InputError if no record can be used.
     """
     requests: dict[str | int, FiledRequest] = {}
     problems: list[str] = []
     for place, record in parse_records(name, content):
         place = f"{name}, {place}"
         try:
-            filed = _filed(place, record, folder, defaults)
+            filed = _filed(place, record, folder, defaults, strict_paths)
             if filed.id in requests:
                 first = requests[filed.id].place.rpartition(", ")[2]
                 raise InputError(f"id {filed.id!r} is the id of {first} too; choose another")
             requests[filed.id] = filed
-        except InputError as error:
+        except Exception as error:
             problems.append(problem(place, error))
     if not requests:
         raise InputError(problems[0] if problems else f"{name} has no questions; expected JSON Lines")
     return list(requests.values()), problems
-
-
-def problem(place: str, error: AvgMlxError) -> str:
-    """Say in one line what is wrong with a question."""
-    return f"{place}: {' '.join(str(error).split())}"
 
 
 def answer_file(
@@ -82,16 +81,19 @@ def answer_file(
     *,
     defaults: Request | None = None,
     options: FileOptions | None = None,
+    strict_paths: bool = False,
     tell: Callable[[str], None] = lambda problem: None,
     progress: Progress = silent,
 ) -> list[str]:
     """Answer a file of questions into `output`, as `avg-mlx generate --batch` does.
 
     Returns what was wrong with the questions that have no answer. `read_requests` says what the file holds and what
-    `defaults` are for, `answer_requests` what is written, when it is resumed, and which errors are raised.
+    `defaults` and `strict_paths` are for; `answer_requests` says what is written, when it is resumed, and which errors
+    are raised.
     """
     file, options = Path(file), options or FileOptions()
-    requests, problems = read_requests(str(file), read_bytes(file), file.parent, defaults or Request(""))
+    content, defaults = read_bytes(file), defaults or Request("")
+    requests, problems = read_requests(str(file), content, file.parent, defaults, strict_paths=strict_paths)
     for told in problems:
         tell(told)
     return problems + answer_requests(model, tokenizer, requests, Path(output), options, tell=tell, progress=progress)
@@ -156,7 +158,7 @@ def answer_requests(
     return problems
 
 
-def _filed(place: str, record: Any, folder: Path, defaults: Request) -> FiledRequest:
+def _filed(place: str, record: Any, folder: Path, defaults: Request, strict_paths: bool) -> FiledRequest:
     """Check a record; InputError says what is wrong with it."""
     if isinstance(record, InputError):
         raise record
@@ -179,7 +181,7 @@ def _filed(place: str, record: Any, folder: Path, defaults: Request) -> FiledReq
     request = replace(
         defaults,
         prompt=prompt,
-        image=[_located(image, folder) for image in images],
+        image=[_located(image, folder, strict_paths) for image in images],
         granularity=granularity,
         max_visual_tokens=budget,
         max_tokens=max_tokens,
@@ -188,11 +190,12 @@ def _filed(place: str, record: Any, folder: Path, defaults: Request) -> FiledReq
     return FiledRequest(place, id, request, text)
 
 
-def _located(image: str, folder: Path) -> str:
+def _located(image: str, folder: Path, strict_paths: bool) -> str:
     """Resolve a path from the folder of the questions; URLs stay as they are."""
-    if image.partition(":")[0].lower() in URL_SCHEMES:
-        return image
-    return str(folder / Path(image).expanduser())
+    scheme = image.partition(":")[0].lower()
+    if scheme in ("http", "https") and strict_paths:
+        raise InputError(f"{shown_url(image)} is an address, which strict_paths forbids; download it, and give a path")
+    return image if scheme in URL_SCHEMES else str(image_path(image, folder, strict_paths))
 
 
 def _row(filed: FiledRequest, answer: Answer, options: FileOptions) -> dict[str, Any]:

@@ -137,7 +137,8 @@ def see(
     Raises InputError for a prompt or an image that cannot be used.
     """
     clock, sources = Stopwatch(), listed(images)
-    ids = encode_messages(tokenizer, build_messages(prompt, len(sources), looking.system_prompt))
+    messages = build_messages(prompt, len(sources), looking.system_prompt)
+    ids = encode_messages(tokenizer, messages, limit=model.config.context_length)
     crops = read_crops(sources, model.config, looking.max_pixels)
     preprocess = clock.lap()
     missed = cache.misses if cache else 0
@@ -150,7 +151,7 @@ def see(
 
 def ask_again(model: Model, tokenizer: Tokenizer, seen: Seen, prompt: str | Messages) -> Seen:
     """Put another question to images that were seen. The seconds of seeing them are those of the first time."""
-    ids = encode_messages(tokenizer, build_messages(prompt, len(seen.crops)))
+    ids = encode_messages(tokenizer, build_messages(prompt, len(seen.crops)), limit=model.config.context_length)
     text = model.embed_text(ids)
     mx.eval(text)
     seconds = Seconds(seen.seconds.preprocess, seen.seconds.vision)

@@ -34,16 +34,16 @@ SYNTAX = (
     "Template Output For If Macro CallBlock FilterBlock With Assign AssignBlock Scope Break Continue "
     "Add Sub Mul Div FloorDiv Mod Pow And Or Not Neg Pos Name NSRef Const TemplateData Tuple List Dict Pair Keyword "
     "CondExpr Filter Test Call Getitem Getattr Slice Concat Compare Operand"
-).split()  # noqa: SIM905
+).split()
 FILTERS = (
     "abs capitalize count d default dictsort e escape first float indent int items join last length list lower map max "
     "min reject rejectattr replace reverse round safe select selectattr sort string title trim truncate unique upper"
-).split()  # noqa: SIM905
+).split()
 METHODS = (
     "strip lstrip rstrip removeprefix removesuffix split rsplit splitlines partition rpartition join replace "
     "startswith endswith find rfind index rindex count lower upper title capitalize swapcase isalnum isalpha isdecimal "
     "isdigit islower isnumeric isspace istitle isupper get items keys values cycle"
-).split()  # noqa: SIM905
+).split()
 
 
 def render(source: str, variables: Mapping[str, Any]) -> str:

@@ -65,16 +65,34 @@ def build_messages(prompt: str | Messages, images: int, system_prompt: str | Non
     return messages
 
 
-def encode_messages(tokenizer: Tokenizer, messages: Messages, awaits_answer: bool = True) -> list[int]:
+class TooLong(InputError):
+    """A conversation takes more positions than it may."""
+
+
+def encode_messages(
+    tokenizer: Tokenizer, messages: Messages, *, awaits_answer: bool = True, limit: int | None = None
+) -> list[int]:
     """Return the ids of a conversation, with PLACEHOLDER_ID for each image.
 
-    Control tokens that a message spells are text. Raises InputError if the chat template or the tokenizer fails.
+    Control tokens that a message spells are text. Raises TooLong for a text that cannot fit into `limit` positions,
+    and InputError if the chat template or the tokenizer fails.
     """
     control = _control_tokens(tokenizer)  # type: ignore[arg-type]  # a protocol with a hash is not Hashable to mypy
-    if not control.occur_in([message["content"] for message in messages]):
-        return encode_text(tokenizer, render(tokenizer, messages, awaits_answer))
-    enclosed = [{**message, "content": control.enclose(message["content"])} for message in messages]
-    return encode_text(control.encoder, control.respell(render(tokenizer, enclosed, awaits_answer)))
+    spelled = control.occur_in([message["content"] for message in messages])
+    if spelled:
+        messages = [{**message, "content": control.enclose(message["content"])} for message in messages]
+    text = render(tokenizer, messages, awaits_answer)
+    if limit is not None and not may_fit(tokenizer, text, limit):
+        raise TooLong(f"the text has {len(text):,} characters, far too many for {limit} positions; shorten it")
+    return encode_text(control.encoder, control.respell(text)) if spelled else encode_text(tokenizer, text)
+
+
+def may_fit(tokenizer: Tokenizer, text: str, positions: int) -> bool:
+    """Whether a text can fit into so many positions, judged by its length: to tokenize 10 MB takes ten seconds.
+
+    No token is longer than its name.
+    """
+    return len(text) <= positions or len(text) <= positions * max(map(len, (PLACEHOLDER, *tokenizer.get_vocab())))
 
 
 def render(tokenizer: Tokenizer, messages: Messages, awaits_answer: bool) -> str:

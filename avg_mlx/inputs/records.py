@@ -26,6 +26,26 @@ def read_bytes(file: Path) -> bytes:
         raise InputError(f"cannot read {printable(file)} ({error.strerror}); {remedy}") from None
 
 
+def image_path(name: str, folder: Path, strict: bool) -> Path:
+    """Return where an image lies that a data file names: in `folder`, unless the name is an absolute path.
+
+    Raises InputError for a name that is no path and, if `strict`, for an absolute one and for one that leaves the
+    folder by `..` or by a link.
+    """
+    try:
+        relative = Path(name).expanduser()
+        path = folder / relative
+        if not strict or (not relative.is_absolute() and path.resolve().is_relative_to(folder.resolve())):
+            return path
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a ~ without a home, a loop of links
+        told = printable(error, 120)
+        raise InputError(f"{printable(name)} cannot be an image's path ({told}); give a file's name") from None
+    raise InputError(
+        f"the image {printable(name)} is outside of {printable(folder)}, which strict_paths forbids; "
+        "put it into the folder, and name it from there"
+    )
+
+
 def parse_records(name: str, content: bytes) -> Iterator[tuple[str, Any]]:
     """Yield the records of a file's content, as `read_records` does; errors call the file `name`."""
     content = content.removeprefix(codecs.BOM_UTF8)

@@ -1,21 +1,22 @@
 """Training data in LLaVA's format → samples of ids and labels."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..config import Config
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..geometry import Pair
 from ..inputs.image_io import read_image_size
-from ..inputs.prompt import PLACEHOLDER, build_messages, encode_messages
-from ..inputs.records import read_records
+from ..inputs.prompt import PLACEHOLDER, TooLong, build_messages, encode_messages
+from ..inputs.records import image_path, read_records
 from ..inputs.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -53,13 +54,20 @@ class Sample:
 
 
 def read_fitting(
-    data: Path, image_folder: Path | None, tokenizer: Tokenizer, config: Config, max_seq_length: int | None
+    data: Path,
+    image_folder: Path | None,
+    tokenizer: Tokenizer,
+    config: Config,
+    max_seq_length: int | None,
+    strict_paths: bool = False,
 ) -> list[Sample]:
     """Read the samples that fit into `max_seq_length` positions, or the model's context, and log how many do not."""
     limit = min(max_seq_length or config.context_length, config.context_length)
-    samples = read_samples(data, image_folder, tokenizer, config)
-    fitting = [sample for sample in samples if sample.positions(config, config.finest) <= limit]
-    return _skipped(samples, fitting, f"they take more than {limit} positions")
+    records, fitting = _read(data, image_folder, strict_paths), []
+    for record in records:
+        with contextlib.suppress(TooLong):
+            fitting.append(make_sample(*record, tokenizer, config, limit))
+    return _skipped(len(records), fitting, f"they take more than {limit} positions")
 
 
 def routable(samples: Sequence[Sample]) -> list[Sample]:
@@ -67,12 +75,12 @@ def routable(samples: Sequence[Sample]) -> list[Sample]:
 
     By the reference's definition they are the only ones for which there is a granularity to choose.
     """
-    return _skipped(samples, [sample for sample in samples if len(sample.images) == 1], "not exactly one image")
+    return _skipped(len(samples), [sample for sample in samples if len(sample.images) == 1], "not exactly one image")
 
 
-def _skipped(samples: Sequence[Sample], left: list[Sample], why: str) -> list[Sample]:
-    if len(left) < len(samples):
-        logger.warning("%d of %d samples skipped: %s", len(samples) - len(left), len(samples), why)
+def _skipped(samples: int, left: list[Sample], why: str) -> list[Sample]:
+    if len(left) < samples:
+        logger.warning("%d of %d samples skipped: %s", samples - len(left), samples, why)
     return left
 
 
@@ -82,41 +90,59 @@ def read_samples(data: Path, image_folder: Path | None, tokenizer: Tokenizer, co
     `image` may be absent, a name or a list of names, relative to `image_folder` (by default the file's own).
     Raises InputError that says which sample is wrong, and lists all image files that are missing.
     """
-    folder = image_folder or data.parent
-    records = list(_conversations(data))
-    if not records:
-        raise InputError(f"{data} has no samples; expected a list of id, image and conversations")
-    images = [[folder / name for name in _image_names(where, record)] for where, record in records]
-    # Unlike Path.is_file, os.path's is false of a name that is too long.
-    missing = sorted({str(file) for files in images for file in files if not os.path.isfile(file)})
-    if missing:
-        raise InputError(f"{len(missing)} image files are missing: {', '.join(missing)}; is image_folder right?")
-    return [
-        make_sample(where, record, files, tokenizer) for (where, record), files in zip(records, images, strict=True)
-    ]
+    records = _read(data, image_folder, strict_paths=False)
+    return [make_sample(*record, tokenizer, config, config.context_length) for record in records]
 
 
-def make_sample(where: str, record: dict[str, Any], images: list[Path], tokenizer: Tokenizer) -> Sample:
-    """Tokenize a record's conversation. Raises InputError, which calls the record `where`, if it cannot be learned."""
+def make_sample(
+    where: str, record: dict[str, Any], images: list[Path], tokenizer: Tokenizer, config: Config, limit: int
+) -> Sample:
+    """Tokenize a record's conversation.
+
+    Raises InputError, which calls the record `where`, if it cannot be learned, and TooLong if it takes more than
+    `limit` positions.
+    """
     messages = [_message(where, turn) for turn in record["conversations"]]
     roles = [message["role"] for message in messages]
     if len(roles) < 2 or roles != ["user", "assistant"] * (len(roles) // 2):
         found = [turn["from"] for turn in record["conversations"]]
-        raise InputError(f"{where}: its turns are {found}; expected human and gpt in turn, human first and gpt last")
+        raise InputError(
+            f"{where}: its turns are {printable(found)}; expected human and gpt in turn, human first and gpt last"
+        )
     try:
         messages = build_messages(messages, len(images))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    ids = encode_messages(tokenizer, messages, awaits_answer=False)
+    try:
+        ids = encode_messages(tokenizer, messages, awaits_answer=False, limit=limit)
+    except TooLong as error:
+        raise TooLong(f"{where}: {error}") from error
+    sizes = tuple(read_image_size(file) for file in images)
+    sample = Sample(str(record.get("id", where)), tuple(ids), (), tuple(images), sizes)
+    if (positions := sample.positions(config, config.finest)) > limit:
+        raise TooLong(f"{where}: it takes {positions} positions, more than {limit}; shorten it")
     labels = [IGNORED] * len(ids)
-    for turn in range(1, len(messages), 2):
+    for turn in range(1, len(messages), 2):  # each reads all before it; the limit of positions limits that too
         question = encode_messages(tokenizer, messages[:turn])
         answered = encode_messages(tokenizer, messages[: turn + 1], awaits_answer=False)
         if ids[: len(question)] != question or ids[: len(answered)] != answered:
             raise InputError(f"{where}: turn {turn + 1} does not begin at a token of its own; rephrase it")
         labels[len(question) : len(answered)] = ids[len(question) : len(answered)]
-    sizes = tuple(read_image_size(file) for file in images)
-    return Sample(str(record.get("id", where)), tuple(ids), tuple(labels), tuple(images), sizes)
+    return replace(sample, labels=tuple(labels))
+
+
+def _read(data: Path, image_folder: Path | None, strict_paths: bool) -> list[tuple[str, dict[str, Any], list[Path]]]:
+    """(what to call it in an error, record, image files) of each sample in a file."""
+    folder = image_folder or data.parent
+    records = [(*named, _images(*named, folder, strict_paths)) for named in _conversations(data)]
+    if not records:
+        raise InputError(f"{data} has no samples; expected a list of id, image and conversations")
+    # Unlike Path.is_file, os.path's is false of a name that is too long.
+    missing = sorted({str(file) for _, _, files in records for file in files if not os.path.isfile(file)})
+    if missing:
+        told = ", ".join(map(printable, missing))
+        raise InputError(f"{len(missing)} image files are missing: {told}; is image_folder right?")
+    return records
 
 
 def _conversations(data: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -126,20 +152,25 @@ def _conversations(data: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise InputError(f"{data}, {place}: {record}")
         if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
             raise InputError(f"{data}: sample {n} is not an object with a list of conversations")
-        yield f"{data}: sample {n} ({record.get('id', 'no id')})", record
+        yield f"{data}: sample {n} ({printable(record.get('id', 'no id'), 80)})", record
 
 
-def _image_names(where: str, record: dict[str, Any]) -> list[str]:
+def _images(where: str, record: dict[str, Any], folder: Path, strict_paths: bool) -> list[Path]:
     names = record.get("image") or []
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{where}: image is {record['image']!r}, expected a file name or a list of them")
-    return names
+        raise InputError(
+            f"{where}: image is {printable(repr(record['image']))}, expected a file name or a list of them"
+        )
+    try:
+        return [image_path(name, folder, strict_paths) for name in names]
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _message(where: str, turn: Any) -> dict[str, str]:
     if not isinstance(turn, dict) or turn.get("from") not in list(ROLES) or not isinstance(turn.get("value"), str):
-        raise InputError(f"{where}: a turn is {turn!r}, expected from human or gpt, and a value")
+        raise InputError(f"{where}: a turn is {printable(repr(turn))}, expected from human or gpt, and a value")
     text = turn["value"]
     placeholders = text.count(PLACEHOLDER)
     if placeholders and turn["from"] == "gpt":

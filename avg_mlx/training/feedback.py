@@ -51,31 +51,33 @@ def collect_feedback(
 ) -> list[Feedback]:
     """Return the feedback of `samples`; what `file` lacks is computed and written line by line.
 
-    In a group of processes (mlx.launch) each computes its share, and the first one writes. `cache` keeps features.
-    Raises InputError if the file is another model's or other data's, or if another process is writing it. Ctrl-C and
-    SIGTERM raise Interrupted, which says `to_resume`.
+    Identical samples are measured once and share a line. In a group of processes (mlx.launch) each computes its share,
+    and the first one writes. `cache` keeps features. Raises InputError if the file is another model's or other data's,
+    or if another process is writing it. Ctrl-C and SIGTERM raise Interrupted, which says `to_resume`.
     """
     cache = cache or FeatureCache(model)
     model.eval()
     author = fingerprint(model)
     group = mx.distributed.init()
+    distinct = list({sample.key: sample for sample in samples}.values())
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(Journal(file)) if group.rank() == 0 else None
-        numbers = _known_numbers(model, samples, known_feedback(journal, author, samples) if journal else {})
+        numbers = _known_numbers(model, distinct, known_feedback(journal, author, distinct) if journal else {})
         todo = np.flatnonzero(numbers[:, 0] == 0)
-        done = len(samples) - len(todo)
+        done = len(distinct) - len(todo)
         try:
-            progress(done, len(samples))
-            for measured, rows in _rounds(cache, samples, todo, group):
+            progress(done, len(distinct))
+            for measured, rows in _rounds(cache, distinct, todo, group):
                 numbers[measured] = rows
                 if journal:
-                    journal.append(*(asdict(_row(model, samples[i], numbers[i], author)) for i in measured))
+                    journal.append(*(asdict(_row(model, distinct[i], numbers[i], author)) for i in measured))
                 done += len(measured)
-                progress(done, len(samples))
+                progress(done, len(distinct))
         except KeyboardInterrupt as stop:
-            told = f"interrupted; feedback on {done} of {len(samples)} samples is in {file}, and {to_resume}"
+            told = f"interrupted; feedback on {done} of {len(distinct)} samples is in {file}, and {to_resume}"
             raise Interrupted(told) from stop
-    return [_row(model, sample, row, author) for sample, row in zip(samples, numbers, strict=True)]
+    rows_of = {s.key: _row(model, s, row, author) for s, row in zip(distinct, numbers, strict=True)}
+    return [rows_of[sample.key] for sample in samples]
 
 
 def known_feedback(journal: Journal, author: str, samples: Sequence[Sample]) -> dict[str, Feedback]:

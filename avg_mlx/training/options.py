@@ -44,6 +44,7 @@ class DataOptions(Checked):
     image_folder: Annotated[
         Path | None, Option("folder that image names are relative to (default: the data's folder)", fixed=False)
     ] = None
+    strict_paths: Annotated[bool, Option("refuse images outside of that folder", fixed=False)] = False
     max_seq_length: Annotated[
         int | None, Option("skip samples that take more positions (default: the model's context)", low=1)
     ] = None

@@ -51,6 +51,7 @@ class Run:
             try:
                 with deferred_interrupts():
                     self._journal = Journal(self.folder / "log.jsonl", self.settings)
+                    shutil.rmtree(self._partial, ignore_errors=True)  # of a process that was killed
             except KeyboardInterrupt as stop:
                 raise Interrupted(NOT_BEGUN) from stop
         return self
@@ -65,6 +66,11 @@ class Run:
             self._journal.close()
         if isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted):
             raise Interrupted(NOT_BEGUN) from error
+
+    @property
+    def _partial(self) -> Path:
+        """A checkpoint that is being written or removed."""
+        return self.folder / ".partial-checkpoint"
 
     @property
     def writes(self) -> bool:
@@ -96,8 +102,7 @@ class Run:
         """
         if not self.writes or (interrupted and step in (0, *map(_step_of, self._checkpoints()))):
             return
-        partial = self.folder / ".partial-checkpoint"
-        tensors = trained_tensors(model)
+        partial, tensors = self._partial, trained_tensors(model)
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
@@ -108,6 +113,7 @@ class Run:
             save_adapters(self.folder, self.adapter_config, {**self.inherited, **tensors})
             partial.rename(self.folder / f"{KINDS[interrupted]}-{step:07d}")
         except (OSError, RuntimeError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
             raise AvgMlxError(
                 f"cannot save step {step} into {self.folder} ({error}); make room, then resume with --resume"
             ) from error

@@ -123,7 +123,8 @@ def train_router(options: RouterOptions, report: Report = _no_report, feedback_p
 def _read_file(
     options: TrainOptions | FeedbackOptions, data: Path, tokenizer: Tokenizer, config: Config
 ) -> list[Sample]:
-    return read_fitting(data, options.image_folder, tokenizer, config, options.max_seq_length)
+    limit, strict = options.max_seq_length, options.strict_paths
+    return read_fitting(data, options.image_folder, tokenizer, config, limit, strict)
 
 
 def _read(

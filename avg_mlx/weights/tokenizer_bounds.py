@@ -21,7 +21,7 @@ TYPES = (
     "Metaspace Split ByteLevel Digits Punctuation Whitespace WhitespaceSplit "  # pre-tokenizers
     "TemplateProcessing "  # post-processors
     "ByteFallback Fuse Strip"  # decoders
-).split()  # noqa: SIM905
+).split()
 MAX_GROWTH = 6  # of a text that is normalized or decoded: twofold with Llama's, threefold at most with Qwen's
 MAX_ADDED = 16  # tokens around a text
 MAX_PIECE = 1024  # characters of a token; the longest known have some hundreds

@@ -1,10 +1,13 @@
 """Model folders are written one tensor at a time, and appear when they are complete."""
 
+import fcntl
+import os
+import re
 import secrets
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +60,46 @@ def _appearing(destination: Path, size: int) -> Iterator[Path]:
     home = next(parent for parent in destination.parents if parent.exists())
     folder = home / f".{destination.name}.{secrets.token_hex(4)}.partial"
     try:
+        _remove_abandoned(home, destination.name)
         folder.mkdir()
-        free = shutil.disk_usage(folder).free
-        if free < size:
-            raise AvgMlxError(
-                f"{destination} needs {size / 1e9:.2f} GB but its disk has {free / 1e9:.2f} GB free; make room"
-            )
-        yield folder
-        free_path(destination)  # something else may have appeared there meanwhile
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(destination)
+        with _lock(folder):
+            free = shutil.disk_usage(folder).free
+            if free < size:
+                raise AvgMlxError(
+                    f"{destination} needs {size / 1e9:.2f} GB but its disk has {free / 1e9:.2f} GB free; make room"
+                )
+            yield folder
+            free_path(destination)  # something else may have appeared there meanwhile
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(destination)
     except OSError as error:
         raise AvgMlxError(f"cannot write {destination} ({error.strerror or error}); nothing was left there") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(home: Path, name: str) -> None:
+    """Remove the hidden folders of processes that were killed while they wrote `name`; living ones hold a lock."""
+    for folder in home.iterdir():
+        if re.fullmatch(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.partial", folder.name):
+            with suppress(OSError), _lock(folder) as locked:
+                if locked:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Lock a folder for the block, and tell whether that succeeded; the system releases it when the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+    except OSError:  # another process has it, or the file system has no locks
+        locked = False
+    try:
+        yield locked
+    finally:
+        os.close(descriptor)
 
 
 def _write_file(file: Path, content: Content) -> None:
