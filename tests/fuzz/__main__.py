@@ -11,6 +11,7 @@ Exits with 1 if there was any finding.
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -19,6 +20,7 @@ from stops import FAULTS
 from workers import ANSWERED, REFUSED, Outcome, run
 
 SEED = 0
+HEAD = ("| border | inputs | answered | refused | anything else |", "|---|---:|---:|---:|---:|")
 BEGIN, END = "<!-- make fuzz -->", "<!-- end of make fuzz -->"
 
 
@@ -34,14 +36,14 @@ def main() -> int:
     chosen = args.borders or list(names)
     if args.only is not None:
         return repeat(names[chosen[0]], args.seed, args.only)
-    rows, findings = [], []
+    rows, findings = {}, []
     for name in chosen:
         kind = names[name]
         count = args.count or {**BORDERS, **FAULTS}[kind]
         outcome = run(kind, args.seed, range(count)) if kind in BORDERS else kind(args.seed, count)
-        rows.append(row(name, count, outcome))
+        rows[title(kind)] = row(title(kind), count, outcome)
         findings += outcome.findings
-        print(rows[-1], *outcome.findings, sep="\n", flush=True)
+        print(rows[title(kind)], *outcome.findings, sep="\n", flush=True)
     if args.report:
         write_report(args.report, rows)
     return 1 if findings else 0
@@ -55,16 +57,22 @@ def repeat(border, seed: int, number: int) -> int:
     return 0
 
 
+def title(kind: Callable) -> str:
+    return kind.__name__.replace("_", " ")
+
+
 def row(name: str, count: int, outcome: Outcome) -> str:
     answered, refused = outcome.ends[ANSWERED], outcome.ends[REFUSED]
-    return f"| {name.replace('_', ' ')} | {count:,} | {answered:,} | {refused:,} | {count - answered - refused:,} |"
+    return f"| {name} | {count:,} | {answered:,} | {refused:,} | {count - answered - refused:,} |"
 
 
-def write_report(file: Path, rows: list[str]) -> None:
+def write_report(file: Path, rows: dict[str, str]) -> None:
+    """Put rows into the table of a file; those of other borders stay."""
     before, _, rest = file.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    head = ["| border | inputs | answered | refused | anything else |", "|---|---:|---:|---:|---:|"]
-    file.write_text("\n".join([before + BEGIN, *head, *rows, END + after]))
+    table, _, after = rest.partition(END)
+    known = {line.split("|")[1].strip(): line for line in table.splitlines() if line.count("|") == 6} | rows
+    lines = [known[title(kind)] for kind in (*BORDERS, *FAULTS) if title(kind) in known]
+    file.write_text("\n".join([before + BEGIN, *HEAD, *lines, END + after]))
 
 
 if __name__ == "__main__":
