@@ -1,12 +1,16 @@
 """The conversation template, and prompt ids around the image placeholder."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from ..errors import InputError
-from .tokenizer import Tokenizer
+from . import chat_template
+from .control_tokens import ControlTokens
+from .tokenizer import Encoder, Tokenizer, tokenizer_errors
 
 PLACEHOLDER = "<image>"
 PLACEHOLDER_ID = -200
+MAX_CHARACTERS = 500_000  # of a conversation: more than any context holds, and a few seconds of tokenizing
 
 SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -60,30 +64,93 @@ def build_messages(prompt: str | Messages, images: int, system_prompt: str | Non
     return messages
 
 
-def encode_messages(tokenizer: Tokenizer, messages: Messages) -> list[int]:
-    """Return the ids of a conversation that awaits its answer, with PLACEHOLDER_ID for each image."""
-    return encode_text(tokenizer, render(tokenizer, messages, awaits_answer=True))
+def encode_messages(tokenizer: Tokenizer, messages: Messages, awaits_answer: bool = True) -> list[int]:
+    """Return the ids of a conversation, with PLACEHOLDER_ID for each image.
+
+    Control tokens that a message spells are text. Raises InputError if the chat template or the tokenizer fails.
+    """
+    control = _control_tokens(tokenizer)  # type: ignore[arg-type]  # a protocol with a hash is not Hashable to mypy
+    with tokenizer_errors("the text cannot be tokenized", "write it in other words"):
+        spelled = control.occur_in([message["content"] for message in messages])
+    if not spelled:
+        return encode_text(tokenizer, render(tokenizer, messages, awaits_answer))
+    enclosed = [{**message, "content": control.enclose(message["content"])} for message in messages]
+    return encode_text(control.encoder, control.respell(render(tokenizer, enclosed, awaits_answer)))
 
 
 def render(tokenizer: Tokenizer, messages: Messages, awaits_answer: bool) -> str:
     """Return a conversation as text, as the tokenizer's chat template writes it."""
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=awaits_answer)
+    return chat_template.render(
+        tokenizer.get_chat_template(),
+        {
+            **tokenizer.special_tokens_map,
+            "messages": [{"role": message["role"], "content": message["content"]} for message in messages],
+            "add_generation_prompt": awaits_answer,
+            "enable_thinking": tokenizer.has_thinking,
+        },
+    )
 
 
-def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokenize each piece between placeholders by itself, with BOS before the first only (as trained)."""
+def encode_text(tokenizer: Encoder, text: str) -> list[int]:
+    """Tokenize each piece between placeholders by itself, with BOS before the first only (as trained).
+
+    Whatever the text spells is found, control tokens too. Raises InputError if the text is too long.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"the text has {len(text)} characters, but at most {MAX_CHARACTERS} are read; shorten it")
     ids: list[int] = []
-    for i, piece in enumerate(text.split(PLACEHOLDER)):
-        if i > 0:
-            ids.append(PLACEHOLDER_ID)
-        piece_ids = tokenizer.encode(_guard_leading_space(tokenizer, piece))
-        if i > 0 and piece_ids[:1] == [tokenizer.bos_token_id]:
-            piece_ids = piece_ids[1:]
-        ids += piece_ids
+    with tokenizer_errors("the text cannot be tokenized", "write it in other words"):
+        for i, piece in enumerate(text.split(PLACEHOLDER)):
+            if i > 0:
+                ids.append(PLACEHOLDER_ID)
+            piece_ids = tokenizer.encode(_guard_leading_space(tokenizer, piece))
+            if i > 0 and piece_ids[:1] == [tokenizer.bos_token_id]:
+                piece_ids = piece_ids[1:]
+            ids += piece_ids
     return ids
 
 
-def _guard_leading_space(tokenizer: Tokenizer, piece: str) -> str:
+def probe(tokenizer: Tokenizer) -> None:
+    """Try a tokenizer and its chat template on a conversation.
+
+    Raises InputError if one of them fails, or if the template loses an image, a text, or who says it. A template may
+    refuse system messages, but not leave them out.
+    """
+    said = [
+        {"role": "user", "content": f"{PLACEHOLDER}\nWhat is on the table?"},
+        {"role": "assistant", "content": "An apple and a pear."},
+        {"role": "user", "content": "Which of them is green?"},
+    ]
+    encode_messages(tokenizer, said)
+    _, answering, asking = _between(tokenizer, said)
+    if answering.strip() == asking.strip():
+        raise InputError("the chat template does not say whether the user or the assistant speaks")
+    system = {"role": "system", "content": "Answer in one sentence."}
+    try:
+        render(tokenizer, [system, *said], awaits_answer=True)
+    except InputError:  # it has no system messages; where one is used, it says so
+        return
+    _between(tokenizer, [system, *said])
+
+
+def _between(tokenizer: Tokenizer, messages: Messages) -> list[str]:
+    """What a chat template writes before each message."""
+    rest, between = render(tokenizer, messages, awaits_answer=True), []
+    for message in messages:
+        before, content, rest = rest.partition(message["content"])
+        if not content:
+            raise InputError(f"the chat template loses what the {message['role']} says: {message['content']!r}")
+        between.append(before)
+    return between
+
+
+@lru_cache(maxsize=8)
+def _control_tokens(tokenizer: Tokenizer) -> ControlTokens:
+    # What a model thinks is in its answers, and templates look for it there.
+    return ControlTokens(tokenizer, excepted=(PLACEHOLDER, tokenizer.think_start, tokenizer.think_end))
+
+
+def _guard_leading_space(tokenizer: Encoder, piece: str) -> str:
     """Double a leading space for tokenizers that take the first one for SentencePiece's own.
 
     SentencePiece puts a space before every text. Some tokenizer.json files leave theirs out where one stands already.

@@ -14,7 +14,7 @@ from ..config import Config
 from ..errors import InputError
 from ..geometry import Pair
 from ..inputs.image_io import read_image_size
-from ..inputs.prompt import PLACEHOLDER, build_messages, encode_text, render
+from ..inputs.prompt import PLACEHOLDER, build_messages, encode_messages
 from ..inputs.records import read_records
 from ..inputs.tokenizer import Tokenizer
 
@@ -105,13 +105,14 @@ def make_sample(where: str, record: dict[str, Any], images: list[Path], tokenize
         raise InputError(f"{where}: its turns are {found}; expected human and gpt in turn, human first and gpt last")
     try:
         messages = build_messages(messages, len(images))
+        ids = encode_messages(tokenizer, messages, awaits_answer=False)
+        turns = range(1, len(messages), 2)
+        questions = [encode_messages(tokenizer, messages[:turn]) for turn in turns]
+        answers = [encode_messages(tokenizer, messages[: turn + 1], awaits_answer=False) for turn in turns]
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    ids = encode_text(tokenizer, render(tokenizer, messages, awaits_answer=False))
     labels = [IGNORED] * len(ids)
-    for turn in range(1, len(messages), 2):
-        question = encode_text(tokenizer, render(tokenizer, messages[:turn], awaits_answer=True))
-        answered = encode_text(tokenizer, render(tokenizer, messages[: turn + 1], awaits_answer=False))
+    for turn, question, answered in zip(turns, questions, answers, strict=True):
         if ids[: len(question)] != question or ids[: len(answered)] != answered:
             raise InputError(f"{where}: turn {turn + 1} does not begin at a token of its own; rephrase it")
         labels[len(question) : len(answered)] = ids[len(question) : len(answered)]

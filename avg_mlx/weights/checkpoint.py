@@ -13,12 +13,14 @@ import mlx.nn as nn
 from ..config import Config
 from ..errors import InputError
 from ..files import read_json
-from ..inputs.tokenizer import Tokenizer
+from ..inputs.prompt import probe
+from ..inputs.tokenizer import Tokenizer, tokenizer_errors
 from ..model.avg_llava import Model
 from .adapters import load_adapters
 from .sharding import shard
 from .shards import SafetensorsShards, load_arrays, open_shards
 from .source import Source, find_folder
+from .tokenizer_bounds import check_tokenizer, parts_of
 
 
 def load(
@@ -106,20 +108,24 @@ class TypedEmbedding(nn.QuantizedEmbedding):
 
 
 def load_tokenizer(folder: Path, keys: Mapping[str, Any]) -> Tokenizer:
-    """Load mlx-lm's tokenizer wrapper, which stops at the end-of-sequence tokens of config `keys`."""
-    with _quiet_transformers():
+    """Load mlx-lm's tokenizer wrapper, which stops at the end-of-sequence tokens of config `keys`.
+
+    Raises InputError if the tokenizer is damaged or has no bound, or if its chat template loses what is said.
+    """
+    with tokenizer_errors(f"{folder} has no usable tokenizer", "convert the checkpoint again"), _quiet_transformers():
         from mlx_lm.tokenizer_utils import load
 
-        try:
-            if not (folder / "tokenizer.json").is_file():
-                raise InputError("there is no tokenizer.json")
-            never = {"trust_remote_code": False}  # otherwise transformers asks on standard input whether to run it
-            tokenizer = load(folder, never, eos_token_ids=keys.get("eos_token_id"))
-            if not tokenizer.has_chat_template:
-                raise InputError("there is no chat template")
-            return cast(Tokenizer, tokenizer)
-        except Exception as error:
-            raise InputError(f"{folder} has no usable tokenizer ({error}); convert the checkpoint again") from error
+        if not (folder / "tokenizer.json").is_file():
+            raise InputError("there is no tokenizer.json")
+        check_tokenizer(read_json(folder / "tokenizer.json"))
+        # Otherwise transformers asks on standard input whether to run the folder's code, and mlx-lm runs its own.
+        never = {"trust_remote_code": False, "chat_template_type": None, "tool_parser_type": None}
+        tokenizer: Any = load(folder, never, eos_token_ids=keys.get("eos_token_id"))
+        if not tokenizer.has_chat_template:
+            raise InputError("there is no chat template")
+        check_tokenizer(parts_of(tokenizer.backend_tokenizer))  # transformers may have built others
+        probe(tokenizer)
+        return cast(Tokenizer, tokenizer)
 
 
 @contextlib.contextmanager
