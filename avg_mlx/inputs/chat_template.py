@@ -12,7 +12,7 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, M
 from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache
-from types import BuiltinMethodType, FunctionType, MethodType
+from types import BuiltinMethodType, FunctionType, MethodType, NoneType
 from typing import Any
 
 from jinja2 import Template, TemplateError, Undefined, nodes, pass_context
@@ -30,20 +30,29 @@ MAX_STEPS = 1_000_000  # of one rendering: about a second
 MAX_SOURCE = 32 * 1024  # characters; the longest templates of language models have some 20,000
 CHARACTERS_A_STEP = 8
 
-SYNTAX = (
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# What a template may use, by the names of Jinja's syntax tree, of its filters, and of the methods of Python's values.
+SYNTAX = _names(
     "Template Output For If Macro CallBlock FilterBlock With Assign AssignBlock Scope Break Continue "
     "Add Sub Mul Div FloorDiv Mod Pow And Or Not Neg Pos Name NSRef Const TemplateData Tuple List Dict Pair Keyword "
     "CondExpr Filter Test Call Getitem Getattr Slice Concat Compare Operand"
-).split()
-FILTERS = (
+)
+FILTERS = _names(
     "abs capitalize count d default dictsort e escape first float indent int items join last length list lower map max "
     "min reject rejectattr replace reverse round safe select selectattr sort string title trim truncate unique upper"
-).split()
-METHODS = (
+)
+METHODS = _names(
     "strip lstrip rstrip removeprefix removesuffix split rsplit splitlines partition rpartition join replace "
     "startswith endswith find rfind index rindex count lower upper title capitalize swapcase isalnum isalpha isdecimal "
     "isdigit islower isnumeric isspace istitle isupper get items keys values cycle"
-).split()
+)
+
+LISTS = (list, tuple, range, KeysView, ValuesView, ItemsView)
+SINGLES = (NoneType, int, float, Undefined)
 
 
 def render(source: str, variables: Mapping[str, Any]) -> str:
@@ -80,10 +89,10 @@ class _Meter:
             elif isinstance(value, dict):
                 self.take(1 + 2 * len(value))
                 stack += [*value.keys(), *value.values()]
-            elif isinstance(value, list | tuple | range | KeysView | ValuesView | ItemsView):
+            elif isinstance(value, LISTS):
                 self.take(1 + len(value))
                 stack += value
-            elif value is None or isinstance(value, int | float | Undefined):
+            elif isinstance(value, SINGLES):
                 self.take(1)
             else:
                 raise SecurityError(f"it uses a {type(value).__name__} as text")
@@ -147,17 +156,19 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Metered(_Sandbox):
-    """Compiles templates so that they count."""
+    """Compiles templates so that they count. The filters that count are `_Count`'s alone: a name has no hyphen."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.filters = {name: _metered_filter(name) for name in self.filters} | {
-            "-weigh": _weigh,
-            "-steps": _steps,
-            "-turns": _turns,
-            "-join": _join,
-        }
+        counting = {"-weigh": _weigh, "-steps": _steps, "-turns": _turns, "-join": _join}
+        self.filters = {name: _metered_filter(name) for name in self.filters} | counting
         self.tests = {name: _metered_test(name) for name in self.tests}
+
+    def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a filter that is named by a text, as in `map("upper")`."""
+        if name not in _SANDBOX.filters:
+            raise SecurityError(f"No filter named {name!r}.")
+        return super().call_filter(name, *args, **kwargs)
 
 
 class _Generation(Extension):
@@ -171,7 +182,7 @@ class _Generation(Extension):
 
 
 class _Count(NodeTransformer):
-    """Puts the counting into a template's syntax tree. No template can name these filters: names have no hyphens."""
+    """Puts the counting into a template's syntax tree."""
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         if type(node).__name__ not in SYNTAX:
@@ -190,9 +201,7 @@ class _Count(NodeTransformer):
                 node.body = [nodes.ExprStmt(_filtered("-steps", size)), *node.body]
             case nodes.Concat():
                 return _filtered("-join", nodes.List(node.nodes))
-            case nodes.Compare():
-                node.expr = _filtered("-weigh", node.expr)
-            case nodes.Operand():
+            case nodes.Compare() | nodes.Operand():
                 node.expr = _filtered("-weigh", node.expr)
             case nodes.Pair():
                 node.key = _filtered("-weigh", node.key)
@@ -200,9 +209,7 @@ class _Count(NodeTransformer):
                 node.node = _filtered("-weigh", node.node)
             case nodes.Getitem():
                 node.arg = _filtered("-weigh", node.arg)
-            case nodes.List() | nodes.Dict():
-                return _filtered("-weigh", node)
-            case nodes.Tuple(ctx="load"):
+            case nodes.List() | nodes.Dict() | nodes.Tuple(ctx="load"):
                 return _filtered("-weigh", node)
         return node
 
@@ -212,8 +219,8 @@ def _filtered(name: str, node: nodes.Node, *args: nodes.Expr) -> nodes.Filter:
 
 
 def _data(values: Iterable[Any]) -> list[Any]:
-    """Those of the values that are not handed on as they are."""
-    return [value for value in values if not isinstance(value, Namespace | Macro)]
+    """Leave out namespaces, macros and functions, which are only handed on."""
+    return [value for value in values if isinstance(value, (str, dict, *LISTS, *SINGLES))]
 
 
 @pass_context  # so that none of these is called when the template is compiled

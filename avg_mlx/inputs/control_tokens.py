@@ -8,7 +8,7 @@ by a spelling that nobody can guess, and the template's own are respelled for it
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 
 class ControlTokens:
-    """The special tokens of a tokenizer, and the added ones that its chat template spells, but for `excepted`."""
+    """The special tokens of a tokenizer, and the added ones that its chat template spells, but for those `excepted`."""
 
-    def __init__(self, tokenizer: Tokenizer, excepted: str):
+    def __init__(self, tokenizer: Tokenizer, excepted: Collection[str | None]):
         self._backend, self._bos_token_id = tokenizer.backend_tokenizer, tokenizer.bos_token_id
         template = tokenizer.get_chat_template()
-        added = [token for token in self._backend.get_added_tokens_decoder().values() if token.content != excepted]
-        control = [token for token in added if token.special or token.content in template]
-        self._tokens = sorted((token.content for token in control), key=len, reverse=True)  # the longest is found
+        added = [t for t in self._backend.get_added_tokens_decoder().values() if t.content not in excepted]
+        tokens = [t.content for t in added if t.special or (t.content in template and not t.content.isspace())]
+        self._tokens = sorted(tokens, key=len, reverse=True)  # the longest is found first
         normalizer = self._backend.normalizer
         self._normalize = normalizer.normalize_str if normalizer else str
-        self._normalized = [self._normalize(token.content) for token in control if token.normalized]
+        self._spelled = {*tokens, *map(self._normalize, tokens)} - {""}
         self._spelling, self._begin, self._end = (secrets.token_hex(16) for _ in range(3))
 
     def occur_in(self, texts: Sequence[str]) -> bool:
         """Whether any of the texts spells one of them."""
         text = "\0".join(texts)
-        normalized = self._normalize(text) if self._normalized else ""
-        return any(token in text for token in self._tokens) or any(token in normalized for token in self._normalized)
+        found = text + "\0" + self._normalize(text)  # some are looked for before the text is normalized, some after
+        return any(token in found for token in self._spelled)
 
     def enclose(self, text: str) -> str:
         """Mark where a message's text begins and ends, inside of the space around it that a template may take away."""

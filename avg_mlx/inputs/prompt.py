@@ -78,7 +78,8 @@ def encode_messages(
     and InputError if the chat template or the tokenizer fails.
     """
     control = _control_tokens(tokenizer)  # type: ignore[arg-type]  # a protocol with a hash is not Hashable to mypy
-    spelled = control.occur_in([message["content"] for message in messages])
+    with tokenizer_errors("the text cannot be tokenized", "write it in other words"):
+        spelled = control.occur_in([message["content"] for message in messages])
     if spelled:
         messages = [{**message, "content": control.enclose(message["content"])} for message in messages]
     text = render(tokenizer, messages, awaits_answer)
@@ -168,7 +169,8 @@ def _between(tokenizer: Tokenizer, messages: Messages) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _control_tokens(tokenizer: Tokenizer) -> ControlTokens:
-    return ControlTokens(tokenizer, excepted=PLACEHOLDER)
+    # What a model thinks is in its answers, and templates look for it there.
+    return ControlTokens(tokenizer, excepted=(PLACEHOLDER, tokenizer.think_start, tokenizer.think_end))
 
 
 def _guard_leading_space(tokenizer: Encoder, piece: str) -> str:

@@ -51,6 +51,14 @@ class Tokenizer(Encoder, Protocol):
         """What templates call each special token, and its text."""
 
     @property
+    def think_start(self) -> str | None:
+        """What an answer's thinking begins with, if the model thinks."""
+
+    @property
+    def think_end(self) -> str | None:
+        """What an answer's thinking ends with."""
+
+    @property
     def has_thinking(self) -> bool:
         """What templates are told as `enable_thinking`."""
 
@@ -77,4 +85,5 @@ def tokenizer_errors(what: str, remedy: str) -> Iterator[None]:
         # A panic in Rust is no Exception, and its class cannot be imported.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise InputError(f"{what} ({printable(error)}); {remedy}") from error
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"{what} ({printable(reason)}); {remedy}") from error

@@ -111,23 +111,20 @@ def make_sample(
         )
     try:
         messages = build_messages(messages, len(images))
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    try:
         ids = encode_messages(tokenizer, messages, awaits_answer=False, limit=limit)
-    except TooLong as error:
-        raise TooLong(f"{where}: {error}") from error
-    sizes = tuple(read_image_size(file) for file in images)
-    sample = Sample(str(record.get("id", where)), tuple(ids), (), tuple(images), sizes)
-    if (positions := sample.positions(config, config.finest)) > limit:
-        raise TooLong(f"{where}: it takes {positions} positions, more than {limit}; shorten it")
-    labels = [IGNORED] * len(ids)
-    for turn in range(1, len(messages), 2):  # each reads all before it; the limit of positions limits that too
-        question = encode_messages(tokenizer, messages[:turn])
-        answered = encode_messages(tokenizer, messages[: turn + 1], awaits_answer=False)
-        if ids[: len(question)] != question or ids[: len(answered)] != answered:
-            raise InputError(f"{where}: turn {turn + 1} does not begin at a token of its own; rephrase it")
-        labels[len(question) : len(answered)] = ids[len(question) : len(answered)]
+        sizes = tuple(read_image_size(file) for file in images)
+        sample = Sample(str(record.get("id", where)), tuple(ids), (), tuple(images), sizes)
+        if (positions := sample.positions(config, config.finest)) > limit:
+            raise TooLong(f"it takes {positions} positions, more than {limit}; shorten it")
+        labels = [IGNORED] * len(ids)
+        for turn in range(1, len(messages), 2):  # each reads all before it; the limit of positions limits that too
+            question = encode_messages(tokenizer, messages[:turn])
+            answered = encode_messages(tokenizer, messages[: turn + 1], awaits_answer=False)
+            if ids[: len(question)] != question or ids[: len(answered)] != answered:
+                raise InputError(f"turn {turn + 1} does not begin at a token of its own; rephrase it")
+            labels[len(question) : len(answered)] = ids[len(question) : len(answered)]
+    except InputError as error:
+        raise type(error)(f"{where}: {error}") from error
     return replace(sample, labels=tuple(labels))
 
 

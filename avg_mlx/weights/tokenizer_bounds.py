@@ -6,8 +6,9 @@ nothing large of a small text.
 """
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, printable
@@ -15,13 +16,12 @@ from ..errors import InputError, printable
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-TYPES = (
-    "Sequence NFC Prepend Replace "  # normalizers
-    "Metaspace Split ByteLevel Digits Punctuation Whitespace WhitespaceSplit "  # pre-tokenizers
-    "TemplateProcessing "  # post-processors
-    "ByteFallback Fuse Strip"  # decoders
-).split()
+PARTS = {
+    "normalizer": ("NFC", "Prepend", "Replace"),
+    "pre_tokenizer": ("ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "Whitespace", "WhitespaceSplit"),
+    "post_processor": ("ByteLevel", "TemplateProcessing"),
+    "decoder": ("ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip"),
+}
 MAX_GROWTH = 6  # of a text that is normalized or decoded: twofold with Llama's, threefold at most with Qwen's
 MAX_ADDED = 16  # tokens around a text
 MAX_PIECE = 1024  # characters of a token; the longest known have some hundreds
@@ -54,12 +54,16 @@ def check_tokenizer(keys: Mapping[str, Any]) -> None:
         longest = max(map(len, [*pieces, *affixes]), default=0)
         if longest > MAX_PIECE:
             raise InputError(f"it has a token of {longest} characters, and at most {MAX_PIECE} are allowed")
-    for name in PARTS:
-        growth = 1.0
-        for part in _flat(keys.get(name)):
-            growth *= _growth(part)
-            if growth > MAX_GROWTH:
-                raise InputError(f"its {name} may make a text {growth:.0f} times as long; {MAX_GROWTH} are allowed")
+    for name, types in PARTS.items():
+        steps = _steps(keys.get(name))
+        foreign = [printable(step["type"]) for step in steps if step["type"] not in types]
+        if foreign:
+            raise InputError(f"its {name} has {', '.join(foreign)}; known are {', '.join(types)}")
+        growth = math.prod(_growth(step) for step in steps)
+        if growth > MAX_GROWTH:
+            raise InputError(f"its {name} may make a text {growth:.0f} times as long; {MAX_GROWTH} are allowed")
+        if sum(step["type"] == "TemplateProcessing" for step in steps) > 1:
+            raise InputError("it adds tokens to a text twice")
 
 
 def parts_of(backend: "Tokenizer") -> dict[str, Any]:
@@ -68,36 +72,41 @@ def parts_of(backend: "Tokenizer") -> dict[str, Any]:
     return {name: json.loads(part.__getstate__()) for name, part in parts.items() if part is not None}
 
 
-def _flat(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """A part of a tokenizer, or the steps that it consists of."""
-    if part is None:
-        return
-    if part["type"] not in TYPES:
-        raise InputError(f"it has a part of the type {printable(part['type'])}; known are {', '.join(TYPES)}")
-    steps = [steps for steps in part.values() if part["type"] == "Sequence" and isinstance(steps, list)]
-    for step in (step for some in steps for step in some):
-        yield from _flat(step)
-    yield part
+def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps that a part of a tokenizer consists of, one after another."""
+    if part is None or part["type"] != "Sequence":
+        return [part] if part else []
+    (steps,) = (value for value in part.values() if isinstance(value, list))
+    return [inner for step in steps for inner in _steps(step)]
 
 
-def _growth(part: dict[str, Any]) -> float:
+def _growth(step: dict[str, Any]) -> float:
     """How many times as long a step may make a text."""
-    pattern = part.get("pattern") or {"String": " "}
-    if "Regex" in pattern and not is_linear(pattern["Regex"]):
-        raise InputError(f"it has the pattern {printable(pattern['Regex'], 60)}, which may take very long")
-    match part["type"]:
+    match step["type"]:
         case "NFC":
             return 3
         case "Prepend":
-            return 1 + len(part["prepend"])
-        case "Replace" if "Regex" in pattern:
-            return 1 + len(part["content"])
+            return 1 + len(step["prepend"])
         case "Replace":
-            return max(1, len(part["content"]) / max(1, len(pattern["String"])))
+            pattern = step["pattern"].get("String")
+            if not pattern:
+                raise InputError("it replaces what is not a fixed text")
+            return max(1, len(step["content"]) / len(pattern))
+        case "Split":
+            pattern = step["pattern"].get("Regex", "")
+            if not is_linear(pattern):
+                raise InputError(f"it splits at {printable(pattern, 60)}, which may take very long")
         case "TemplateProcessing":
-            tokens = [len(token["ids"]) for token in part["special_tokens"].values()]
-            if max([len(part["single"]), *tokens]) > MAX_ADDED or sum("Sequence" in s for s in part["single"]) != 1:
-                raise InputError(f"it adds more to a text than {MAX_ADDED} tokens, or repeats the text")
+            tokens = step["special_tokens"]
+            unknown = [
+                piece
+                for piece in step["single"]
+                if "Sequence" not in piece and piece["SpecialToken"]["id"] not in tokens
+            ]
+            texts = sum("Sequence" in piece for piece in step["single"])
+            longest = max(len(step["single"]), *(len(token["ids"]) for token in tokens.values()), 0)
+            if unknown or texts != 1 or longest > MAX_ADDED:
+                raise InputError(f"it repeats a text, or adds more than {MAX_ADDED} tokens or unknown ones to it")
     return 1
 
 
@@ -119,10 +128,10 @@ def is_linear(pattern: str) -> bool:
             branches[-1].append(token)
         at = token.end()
     spaces = any("".join(token[0] for token in branch) == r"\s+" for branch in branches)
-    return all(_is_linear(branch, spaces) for branch in branches)
+    return all(_branch_is_linear(branch, spaces) for branch in branches)
 
 
-def _is_linear(branch: list[re.Match[str]], spaces: bool) -> bool:
+def _branch_is_linear(branch: list[re.Match[str]], spaces: bool) -> bool:
     times = [token["times"] or "" for token in branch]
     endless = next((n for n, quantifier in enumerate(times) if quantifier in ("*", "+")), len(times))
     optional = sum(quantifier == "?" or "," in quantifier for quantifier in times[:endless])
