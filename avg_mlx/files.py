@@ -175,7 +175,7 @@ def replacing(file: Path, tag: str = "") -> Iterator[Path]:
         partial.replace(file)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # as when a disk is full
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # as when a disk is full
             error.filename = str(file)
         raise
 

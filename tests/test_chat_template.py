@@ -232,7 +232,6 @@ PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor 
             "{% for m in messages %}{{ m.role }}: {{ m.content.replace('<image>', '') }}{% endfor %}",
             "loses what the user",
         ),
-        ("{% for m in messages %}{{ m.role }}: {{ m.content.lower() }}{% endfor %}", "loses what the user says"),
         (
             "{% for m in messages %}{{ m.role }}: {% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
             "loses",

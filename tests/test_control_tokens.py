@@ -53,12 +53,12 @@ def test_the_other_spelling_changes_no_ids(tokenizer, contents, awaits_answer):
     control = ControlTokens(tokenizer, excepted=("<image>",))
     enclosed = [{**message, "content": control.enclose(message["content"])} for message in messages]
     respelled = control.respell(render(tokenizer, enclosed, awaits_answer))
-    assert encode_text(control.encoder, respelled) == encode_messages(tokenizer, messages, awaits_answer)
+    assert encode_text(control.encoder, respelled) == encode_messages(tokenizer, messages, awaits_answer=awaits_answer)
 
 
-def test_training_data_learns_the_end_of_an_answer_only_where_it_is(tokenizer):
+def test_training_data_learns_the_end_of_an_answer_only_where_it_is(model, tokenizer):
     record = RECORDS[4] | {"conversations": conversation("What is </s>?", "It </s> ends.", "Why?", "So.")}
-    sample = make_sample("here", record, [], tokenizer)
+    sample = make_sample("here", record, [], tokenizer, model.config, limit=1000)
     assert control_ids(sample.ids) == [1, 2, 2]
     assert control_ids(sample.labels) == [2, 2]
     assert sample.labels[-1] == 2

@@ -745,8 +745,8 @@ def test_a_fault_of_any_kind_is_that_of_one_question(error, words, ask, question
 @pytest.mark.parametrize(
     ("changes", "modes", "told"),
     [
-        ({"question": "word " * 2_000_000}, ["1"], "the prompt has 10,000,"),
-        ({"answers": ("word " * 2_000_000,)}, ["oracle"], "as training data: its text has 10,000,"),
+        ({"question": "word " * 2_000_000}, ["1"], "the text has "),
+        ({"answers": ("word " * 2_000_000,)}, ["oracle"], "as training data: the text has "),
     ],
 )
 def test_ten_megabytes_of_text_are_not_tokenized(changes, modes, told, ask, questions, encoded):

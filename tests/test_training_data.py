@@ -181,7 +181,7 @@ def test_turns_of_a_sample_too_long_are_not_looked_at(tmp_path, tiny, encoded):
 
 @given(st.text(max_size=300))
 def test_no_text_that_fits_is_taken_for_one_too_long(tokenizer, text):
-    assert may_fit(tokenizer, text, len(tokenizer.encode(text)))
+    assert may_fit(tokenizer, len(text), len(tokenizer.encode(text)))
 
 
 def test_nothing_is_said_where_all_fit(data, tiny, caplog):

@@ -67,7 +67,9 @@ class ControlTokens:
         for token in keys["added_tokens"]:
             token["content"] = spellings.get(token["content"], token["content"])
         model["vocab"] = {spellings.get(piece, piece): id for piece, id in model["vocab"].items()}
-        model["merges"] = [pair for pair in model["merges"] if spellings.keys().isdisjoint([*pair, "".join(pair)])]
+        model["merges"] = [
+            pair for pair in model.get("merges", []) if spellings.keys().isdisjoint([*pair, "".join(pair)])
+        ]
         model["unk_token"] = spellings.get(model["unk_token"], model["unk_token"])
         return _Respelled(Backend.from_str(json.dumps(keys)), self._bos_token_id)
 

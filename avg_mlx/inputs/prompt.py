@@ -77,23 +77,24 @@ def encode_messages(
     Control tokens that a message spells are text. Raises TooLong for a text that cannot fit into `limit` positions,
     and InputError if the chat template or the tokenizer fails.
     """
+    characters = sum(len(message["content"].strip()) for message in messages)
+    if limit is not None and not may_fit(tokenizer, characters, limit):
+        raise TooLong(f"the text has {characters:,} characters, far too many for {limit} positions; shorten it")
     control = _control_tokens(tokenizer)  # type: ignore[arg-type]  # a protocol with a hash is not Hashable to mypy
     with tokenizer_errors("the text cannot be tokenized", "write it in other words"):
         spelled = control.occur_in([message["content"] for message in messages])
     if spelled:
         messages = [{**message, "content": control.enclose(message["content"])} for message in messages]
     text = render(tokenizer, messages, awaits_answer)
-    if limit is not None and not may_fit(tokenizer, text, limit):
-        raise TooLong(f"the text has {len(text):,} characters, far too many for {limit} positions; shorten it")
     return encode_text(control.encoder, control.respell(text)) if spelled else encode_text(tokenizer, text)
 
 
-def may_fit(tokenizer: Tokenizer, text: str, positions: int) -> bool:
-    """Whether a text can fit into so many positions, judged by its length: to tokenize 10 MB takes ten seconds.
+def may_fit(tokenizer: Tokenizer, characters: int, positions: int) -> bool:
+    """Whether a text of so many characters can fit into so many positions: to tokenize 10 MB takes ten seconds.
 
     No token is longer than its name.
     """
-    return len(text) <= positions or len(text) <= positions * max(map(len, (PLACEHOLDER, *tokenizer.get_vocab())))
+    return characters <= positions or characters <= positions * max(map(len, (PLACEHOLDER, *tokenizer.get_vocab())))
 
 
 def render(tokenizer: Tokenizer, messages: Messages, awaits_answer: bool) -> str:
@@ -154,12 +155,12 @@ def probe(tokenizer: Tokenizer) -> None:
 def _between(tokenizer: Tokenizer, messages: Messages) -> list[str]:
     """What a chat template writes before each message.
 
-    A template may write a text in lower case, and with other signs between its words.
+    A template may write a text in lower case, and with underscores between its words.
     """
     rest, between = render(tokenizer, messages, awaits_answer=True), []
     for message in messages:
-        words = map(re.escape, re.findall(rf"{PLACEHOLDER}|\w+", message["content"]))
-        found = re.search(r"[\W_]{1,3}".join(words), rest, re.IGNORECASE)
+        words = map(re.escape, re.findall(rf"{PLACEHOLDER}|\w+|\S", message["content"]))
+        found = re.search(r"[\s_]{0,3}".join(words), rest, re.IGNORECASE)
         if not found:
             raise InputError(f"the chat template loses what the {message['role']} says: {message['content']!r}")
         between.append(rest[: found.start()])

@@ -92,7 +92,7 @@ class Source:
             "unexpected": sorted(surplus),
             "misshapen": [f"{n} is {found[n]}, expected {expected[n]}" for n in misshapen],
         }
-        problems = [f"{len(names)} {kind} ({listing(names, len(names))})" for kind, names in findings.items() if names]
+        problems = [f"{len(names)} {kind} ({listing(names, 100)})" for kind, names in findings.items() if names]
         if problems:
             raise InputError(
                 f"the tensors of {self.folder} do not fit its config: {'; '.join(problems)}; download it again"

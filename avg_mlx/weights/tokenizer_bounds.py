@@ -16,6 +16,7 @@ from ..errors import InputError, printable
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+MODELS = ("BPE", "WordLevel")  # the latter as bench makes it up
 PARTS = {
     "normalizer": ("NFC", "Prepend", "Replace"),
     "pre_tokenizer": ("ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "Whitespace", "WhitespaceSplit"),
@@ -47,8 +48,8 @@ def check_tokenizer(keys: Mapping[str, Any]) -> None:
     """
     model = keys.get("model")
     if model is not None:
-        if model["type"] != "BPE":
-            raise InputError(f"its model is {printable(model['type'])}, expected BPE")
+        if model["type"] not in MODELS:
+            raise InputError(f"its model is {printable(model['type'])}, expected {' or '.join(MODELS)}")
         pieces = [*model["vocab"], *(token["content"] for token in keys.get("added_tokens") or [])]
         affixes = [model.get(name) or "" for name in ("continuing_subword_prefix", "end_of_word_suffix")]
         longest = max(map(len, [*pieces, *affixes]), default=0)
