@@ -129,6 +129,7 @@ DAMAGE = {
     ),
     "scale is text": (change_lora(scale="2"), "scale is '2'.*expected a number"),
     "scale is nothing": (change_lora(scale=None), "scale is None.*expected a number"),
+    "scale is enormous": (change_lora(scale=10**30), "scale is 1000.*expected a number within 1,000,000"),
     "rank of a billion": (change_lora(rank=10**9), "rank is 1000000000.*expected a whole number"),
     "keys are text": (change_lora(keys="q_proj"), "keys is 'q_proj'.*expected a list"),
     "deep config": (lambda folder: (folder / "adapter_config.json").write_text('{"a":' + "[" * 10**5), "levels deep"),

@@ -228,6 +228,7 @@ PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor 
     ("template", "words"),
     [
         ("{{ 'hello' }}", "loses what the user says: '<image>"),
+        ("<image>" + PLAIN, "writes 2 <image>, but the conversation has 1"),
         (
             "{% for m in messages %}{{ m.role }}: {{ m.content.replace('<image>', '') }}{% endfor %}",
             "loses what the user",

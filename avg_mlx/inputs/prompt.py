@@ -86,7 +86,11 @@ def encode_messages(
     if spelled:
         messages = [{**message, "content": control.enclose(message["content"])} for message in messages]
     text = render(tokenizer, messages, awaits_answer)
-    return encode_text(control.encoder, control.respell(text)) if spelled else encode_text(tokenizer, text)
+    ids = encode_text(control.encoder, control.respell(text)) if spelled else encode_text(tokenizer, text)
+    given, written = sum(message["content"].count(PLACEHOLDER) for message in messages), ids.count(PLACEHOLDER_ID)
+    if written != given:
+        raise InputError(f"the chat template writes {written} {PLACEHOLDER}, but the conversation has {given}")
+    return ids
 
 
 def may_fit(tokenizer: Tokenizer, characters: int, positions: int) -> bool:

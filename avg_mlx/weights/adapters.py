@@ -1,6 +1,5 @@
 """Adapters: a folder that fine-tuning wrote, with the trained tensors and how they are put into a model."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,11 +18,12 @@ from .shards import SafetensorsShards, load_arrays
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 MAX_RANK = 1 << 16
+MAX_SCALE = 1_000_000
 
 # What mlx-lm asks of its lora_parameters, but would find out about in its own way, or when the adapters are used.
 LORA_PARAMETERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rank": (f"a whole number from 1 to {MAX_RANK}", lambda n: type(n) is int and 1 <= n <= MAX_RANK),
-    "scale": ("a number", lambda n: type(n) in (int, float) and math.isfinite(n)),
+    "scale": (f"a number within {MAX_SCALE:,}", lambda n: type(n) in (int, float) and abs(n) <= MAX_SCALE),
     "dropout": ("a number from 0 to below 1", lambda n: type(n) in (int, float) and 0 <= n < 1),
     "keys": ("a list of names", lambda names: names is None or (type(names) is list and {*map(type, names)} <= {str})),
 }

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from mutation import damaged_bytes, damaged_json
+from mutation import damaged_bytes, damaged_json, with_odd_value
 from PIL import Image
 from templates import hostile_template
 from workers import Attempt, Border
@@ -191,11 +191,7 @@ def tokenizers(folder: Path) -> Attempt:
         content = json.loads(json.dumps(whole[file]))
         if file.name == "tokenizer.json" and random.random() < 0.5:
             del content["model"]  # most of its values: damages go to the rest
-            rest = (
-                json.loads(damaged_json(content, random).decode(errors="ignore") or "{}")
-                if random.random() < 0.7
-                else content
-            )
+            rest = with_odd_value(content, random) if random.random() < 0.7 else content
             steps = [random.choice(growing) for _ in range(random.randrange(1, 9))]
             if isinstance(rest, dict):
                 if random.random() < 0.5:

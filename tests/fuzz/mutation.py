@@ -54,12 +54,12 @@ def damaged_json(content: Any, random: Random) -> bytes:
     """JSON with damages to what it holds, and rarely to its text."""
     content = json.loads(json.dumps(content))
     for _ in range(random.choice([1, 1, 1, 2, 3])):
-        content = _with_odd_value(content, random)
+        content = with_odd_value(content, random)
     text = json.dumps(content).encode()
     return _odd_text(text, random) if random.random() < 0.15 else text
 
 
-def _with_odd_value(content: Any, random: Random) -> Any:
+def with_odd_value(content: Any, random: Random) -> Any:
     """The same with one of its values, at any depth, changed, taken away, or put elsewhere."""
     places = list(_places(content))
     if not places:
