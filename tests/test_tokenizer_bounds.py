@@ -107,7 +107,7 @@ def test_padding_and_truncation_do_not_touch_prompts(load_with):
 
 def test_no_python_of_mlx_lm_writes_conversations(load_with):
     """A config could name a module of its that does, in place of the template."""
-    with pytest.raises(InputError, match="loses what the user says"):
+    with pytest.raises(InputError, match="the chat template writes 0 <image>"):
         load_with({}, chat_template_type="deepseek_v32", chat_template="{{ 'hello' }}")
 
 

@@ -16,7 +16,8 @@ from workers import Outcome
 
 TESTS = Path(__file__).parent.parent
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-SPEEDS = ("samples_per_second", "peak_memory_gb", "seconds", "time_to_first_token", "tokens_per_second", "timings")
+SPEEDS = ("samples_per_second", "peak_memory_gb", "seconds", "prefill", "generation", "timings")
+PAGE = 4096  # bytes, of which a disk in memory has a whole number
 STATUSES = (0, 1, 2, 129, 130, 143, -signal.SIGKILL)
 
 # What each verb is given, in a folder with a checkpoint, a model, adapters and data; {out} is what it writes.
@@ -165,8 +166,11 @@ def _on_full_disk(home: Path, verb: str, size: int, number: int, whole: dict[str
 def on_small_disk(place: str, size: str, command: str) -> None:
     """In a mount namespace of its own: run a command on a small disk, make room, run it again, and print what was."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], check=True)
+    filler = Path(place) / "filler"
+    filler.write_bytes(b" " * PAGE * (int(size) < PAGE))
     first = subprocess.run(json.loads(command), capture_output=True, text=True)
     left = _hidden(Path(place))
+    filler.unlink()
     subprocess.run(["mount", "-o", "remount,size=1g", place], check=True)
     again = subprocess.run(json.loads(command), capture_output=True, text=True)
     content = {name: value.hex() for name, value in _content(Path(place) / "out").items()}

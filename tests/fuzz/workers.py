@@ -167,7 +167,10 @@ def _badly_told(message: str) -> str:
 
 def _peak_memory() -> int:
     """Bytes this process has held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text()  # on Linux, ru_maxrss includes what the parent held
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 class Watch:
