@@ -18,7 +18,7 @@ test-slow: $(VENV)/installed
 # Hostile inputs and faults by the thousand, and the table in docs/reliability.md. SEED= draws others.
 SEED ?= 0
 fuzz: $(VENV)/installed
-	$(BIN)/pip install --quiet '.[torch]'
+	$(BIN)/pip install --quiet --editable '.[torch]'
 	$(BIN)/python tests/fuzz --seed $(SEED) --report docs/reliability.md
 
 lint: $(VENV)/installed

@@ -6,7 +6,7 @@ import itertools
 import reprlib
 from collections.abc import Collection, Iterable
 
-LONGEST = 20_000  # characters of a message, which may list every tensor that is missing
+LONGEST = 10_000  # characters of a message, which may list every tensor that is missing
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -221,6 +221,10 @@ def load_with(tmp_path):
     return load_with
 
 
+def test_a_template_may_fold_case_and_join_words(load_with):
+    load_with("{% for m in messages %}{{ m.role }}:_{{ m.content | lower | replace(' ', '_') }}\n{% endfor %}")
+
+
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}"
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from avg_mlx.config import Config
 from avg_mlx.errors import InputError
 from avg_mlx.inputs.prompt import PLACEHOLDER_ID, SYSTEM_PROMPT, may_fit
-from avg_mlx.training.data import IGNORED, read_fitting, read_samples
+from avg_mlx.training.data import IGNORED, read_samples
 
 ASKED = conversation("What is this?", "A cat.")
 
@@ -142,7 +142,7 @@ def test_samples_too_long_are_skipped_and_counted(data, tiny, samples, caplog):
     lengths = {name: sample.positions(model.config, model.config.finest) for name, sample in samples.items()}
     limit = sorted(lengths.values())[3]
     with caplog.at_level(logging.WARNING, "avg_mlx"):
-        fitting = read_fitting(data, None, tokenizer, model.config, limit)
+        fitting = read_samples(data, None, tokenizer, model.config, limit)
     assert [sample for sample in samples.values() if lengths[sample.id] <= limit] == fitting
     assert len(fitting) == 4
     assert caplog.messages == [f"2 of 6 samples skipped: they take more than {limit} positions"]
@@ -153,7 +153,7 @@ def test_the_context_is_the_limit_that_cannot_be_raised(read, tmp_path, tiny, ca
     long = {"id": "long", "conversations": conversation("word " * model.config.context_length, "no")}
     file = write_samples(tmp_path, [long, RECORDS[0]])
     with caplog.at_level(logging.WARNING, "avg_mlx"):
-        fitting = read_fitting(file, None, tokenizer, model.config, 10**6)
+        fitting = read_samples(file, None, tokenizer, model.config, 10**6)
     assert [sample.id for sample in fitting] == ["one"]
     assert "1 of 2 samples skipped" in caplog.text
 
@@ -165,7 +165,7 @@ def test_ten_megabytes_of_text_are_not_tokenized(turns, tmp_path, tiny, caplog, 
     text = "word " * (1_000_000 // turns)
     file = write_samples(tmp_path, [{"id": "long", "conversations": conversation(*[text] * 2 * turns)}, RECORDS[0]])
     with caplog.at_level(logging.WARNING, "avg_mlx"):
-        fitting = read_fitting(file, None, tokenizer, model.config, None)
+        fitting = read_samples(file, None, tokenizer, model.config, None)
     assert [sample.id for sample in fitting] == ["one"]
     assert "1 of 2 samples skipped" in caplog.text
     assert max(encoded) < 1000
@@ -175,7 +175,7 @@ def test_turns_of_a_sample_too_long_are_not_looked_at(tmp_path, tiny, encoded):
     """Each is tokenized with all before it."""
     model, tokenizer = tiny
     file = write_samples(tmp_path, [{"id": "long", "conversations": conversation(*["a"] * 200)}])
-    assert read_fitting(file, None, tokenizer, model.config, None) == []
+    assert read_samples(file, None, tokenizer, model.config, None) == []
     assert len(encoded) <= 3  # of which two look whether the tokenizer guards a leading space
 
 
@@ -187,7 +187,7 @@ def test_no_text_that_fits_is_taken_for_one_too_long(tokenizer, text):
 def test_nothing_is_said_where_all_fit(data, tiny, caplog):
     model, tokenizer = tiny
     with caplog.at_level(logging.WARNING, "avg_mlx"):
-        assert len(read_fitting(data, None, tokenizer, model.config, None)) == len(RECORDS)
+        assert len(read_samples(data, None, tokenizer, model.config, None)) == len(RECORDS)
     assert caplog.messages == []
 
 
@@ -272,11 +272,11 @@ def test_strict_paths_keep_images_in_the_folder(name, tmp_path, tmp_path_factory
     (tmp_path / "link.png").symlink_to(elsewhere / "wide.png")
     name = name.format(elsewhere=elsewhere.name, absolute=tmp_path / "wide.png")
     file = write_samples(tmp_path, [{"id": "x", "image": ["wide.png", name], "conversations": ASKED}])
-    assert len(read_fitting(file, None, tokenizer, model.config, None)) == 1
+    assert len(read_samples(file, None, tokenizer, model.config, None)) == 1
     with pytest.raises(
         InputError, match=rf"sample 1 \(x\): the image {name} is outside of {tmp_path}, which strict_paths"
     ):
-        read_fitting(file, None, tokenizer, model.config, None, strict_paths=True)
+        read_samples(file, None, tokenizer, model.config, None, strict_paths=True)
 
 
 GOOD = json.dumps({"conversations": ASKED})

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from ..blas import BLAS
-from ..errors import AvgMlxError, Interrupted, failure, nearest, printable
+from ..errors import LONGEST, AvgMlxError, Interrupted, failure, nearest, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -119,7 +119,7 @@ def with_flags(parser: Parser, message: str) -> str:
 
 def one_line(message: object) -> str:
     """Return a message as one printable line, cut only where it would fill screens."""
-    return printable(message, 10_000)
+    return printable(message, LONGEST)
 
 
 def number(

@@ -53,15 +53,20 @@ class Sample:
         return len(self.ids) - len(self.images) + visual
 
 
-def read_fitting(
+def read_samples(
     data: Path,
     image_folder: Path | None,
     tokenizer: Tokenizer,
     config: Config,
-    max_seq_length: int | None,
+    max_seq_length: int | None = None,
     strict_paths: bool = False,
 ) -> list[Sample]:
-    """Read the samples that fit into `max_seq_length` positions, or the model's context, and log how many do not."""
+    """Read the samples of a JSON list or a JSON Lines file of `{"id", "image", "conversations"}`.
+
+    `image` may be absent, a name or a list of names, relative to `image_folder` (by default the file's own). Samples
+    that do not fit into `max_seq_length` positions, or into the model's context, are left out, and it is logged how
+    many they are. Raises InputError that says which sample is wrong, and lists all image files that are missing.
+    """
     limit = min(max_seq_length or config.context_length, config.context_length)
     records, fitting = _read(data, image_folder, strict_paths), []
     for record in records:
@@ -82,16 +87,6 @@ def _skipped(samples: int, left: list[Sample], why: str) -> list[Sample]:
     if len(left) < samples:
         logger.warning("%d of %d samples skipped: %s", samples - len(left), samples, why)
     return left
-
-
-def read_samples(data: Path, image_folder: Path | None, tokenizer: Tokenizer, config: Config) -> list[Sample]:
-    """Read all samples of a JSON list or a JSON Lines file of `{"id", "image", "conversations"}`.
-
-    `image` may be absent, a name or a list of names, relative to `image_folder` (by default the file's own).
-    Raises InputError that says which sample is wrong, and lists all image files that are missing.
-    """
-    records = _read(data, image_folder, strict_paths=False)
-    return [make_sample(*record, tokenizer, config, config.context_length) for record in records]
 
 
 def make_sample(

@@ -21,7 +21,7 @@ from ..weights.adapters import WEIGHTS, AdapterConfig, load_adapters
 from ..weights.checkpoint import load
 from ..weights.shards import load_arrays
 from . import instruct, rglf
-from .data import Sample, read_fitting, routable
+from .data import Sample, read_samples, routable
 from .features import FeatureCache
 from .feedback import Feedback, collect_feedback
 from .loop import Task, train
@@ -124,7 +124,7 @@ def _read_file(
     options: TrainOptions | FeedbackOptions, data: Path, tokenizer: Tokenizer, config: Config
 ) -> list[Sample]:
     limit, strict = options.max_seq_length, options.strict_paths
-    return read_fitting(data, options.image_folder, tokenizer, config, limit, strict)
+    return read_samples(data, options.image_folder, tokenizer, config, limit, strict)
 
 
 def _read(

@@ -19,9 +19,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from avg_mlx.errors import LONGEST, AvgMlxError
+
 PROCESSOR_SECONDS = 5.0  # that an input may take; other processes' work does not count
 PATIENCE = 60.0  # seconds to wait for something that may never come
-TOLD = 20_000  # characters of a message: the names of all tensors that are missing
 MEMORY = 2 << 30  # bytes an input may take beside what the worker held before
 ANSWERED, REFUSED = "answered", "refused"
 
@@ -84,7 +85,10 @@ class Worker:
         if self.process is None:
             self._start()
         if self.deadline is None:
-            self.pipe.recv()  # it is prepared
+            try:
+                self.pipe.recv()  # it is prepared
+            except EOFError:
+                sys.exit(f"{self.border.__name__} cannot be prepared: see above")
         self.number = number
         self.pipe.send(number)
         self.deadline = _now() + PATIENCE
@@ -124,8 +128,6 @@ def _now() -> float:
 
 def _work(pipe: Connection, border: Border, seed: int) -> None:
     """Take numbers from the pipe, and tell how their inputs end."""
-    from avg_mlx.errors import AvgMlxError
-
     with tempfile.TemporaryDirectory(prefix="avg-mlx-fuzz-") as home:
         folder = Path(home).resolve()
         os.chdir(folder)
@@ -162,7 +164,7 @@ def _badly_told(message: str) -> str:
     """What is wrong with a message, or nothing."""
     if not message.isprintable():
         return f"not one printable line: {message!r}"[:300]
-    return f"{len(message)} characters" if len(message) > TOLD + 1 else ""
+    return f"{len(message)} characters" if len(message) > LONGEST + 1 else ""
 
 
 def _peak_memory() -> int:
