@@ -30,6 +30,7 @@ class Thing(NamedTuple):
     name: str
     color: str
     box: Box
+    place: int = 0  # of a character in its text, from 1
 
 
 class Text(NamedTuple):
@@ -179,7 +180,7 @@ def draw_text(
             continue
         ImageDraw.Draw(scene.image).text((x - left, y - above), text, found[1], font=font)
         ends = [x - left + font.getlength(text[:i]) for i in range(len(text) + 1)]
-        letters = [Thing(text[i], found[0], (ends[i], y, ends[i + 1], y + h)) for i in range(len(text))]
+        letters = [Thing(text[i], found[0], (ends[i], y, ends[i + 1], y + h), i + 1) for i in range(len(text))]
         scene.texts.append(Text(text, found[0], box, tuple(letters)))
         return True
     return False

@@ -1,9 +1,11 @@
 """Teach a new vision tower what lies under each patch: characters, colours, shapes.
 
-    python examples/demo_next/teach_vision.py build/demo_next/start build/demo_next/sighted
+    python examples/demo_next/teach_vision.py sighted build/demo_next/start build/demo_next/sighted
+    python examples/demo_next/teach_vision.py ordered build/demo_next/instructed build/demo_next/ordered
 
-A cheap objective without the language model: linear heads on the tower's patches. The pictures are drawn as it goes,
-the loop is that of avg-mlx train, so it resumes and runs in several processes.
+Later, also how many characters stand before each one: a language model that knows this reads by counting. A cheap
+objective without the language model: linear heads on the tower's patches. The pictures are drawn as it goes, the loop
+is that of avg-mlx train, so it resumes and runs in several processes.
 """
 
 import quick  # before MLX: it brings a fast BLAS
@@ -16,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,7 +28,7 @@ from palette import NAMES as COLORS
 from pictures import OTHER_FONTS, SHAPES, TESTED_FONTS, Scene, Thing, draw_scene, draw_text, some_size
 from PIL import Image
 from start import SEED
-from words import ALPHABET, some_text
+from words import ALPHABET, LONGEST, some_text
 
 from avg_mlx import load
 from avg_mlx.cli.progress import Bar
@@ -40,11 +43,26 @@ from avg_mlx.weights.adapters import AdapterConfig
 
 NAMES = ["nothing", *ALPHABET, *SHAPES]
 COVERS = ["nothing", *COLORS]
-HEADS = {"patch_names": NAMES, "patch_colors": COVERS, "patch_left": NAMES, "patch_right": NAMES}
+PLACES = range(LONGEST + 2)  # 0 is nowhere; the last one, beyond the longest text
+HEADS = {
+    **{"patch_names": NAMES, "patch_colors": COVERS, "patch_left": NAMES, "patch_right": NAMES},
+    **{"patch_left_place": PLACES, "patch_right_place": PLACES},
+}
 PICTURES = 2**22  # to draw from; each has a number
-STEPS = 5000
-EASY = 600  # of these steps, the first
 BATCH = 20  # pictures; of most, two crops are shown
+
+
+class Stage(NamedTuple):
+    """What is learned, for how long."""
+
+    heads: int  # of HEADS, the first
+    steps: int
+    easy: int  # of these steps, the first
+    learning_rate: float
+    seed: int  # of the pictures' order
+
+
+STAGES = {"sighted": Stage(4, 5000, 600, 3e-3, SEED), "ordered": Stage(6, 2500, 0, 1.5e-3, SEED + 1)}
 
 
 def draw(number: int, easy: bool = False) -> Scene:
@@ -95,23 +113,30 @@ def things_in_crop(scene: Scene, crop: int, grid: tuple[int, int], side: int) ->
 
 
 def labels(things: Sequence[Thing], patches: int, side: int) -> list[np.ndarray]:
-    """Of each patch: how much of it every name and every colour covers, and whose centre is in its left and right half.
+    """Of each patch: how much of it every name and every colour covers, whose centre is in its left and right half, and
+    which place that one has among the characters of its text whose centres the crop shows.
 
     As HEADS has them: (patches², classes) each; rows sum to 1.
     """
     edges = np.linspace(0, side, patches + 1)
     names, colors = np.zeros((patches, patches, len(NAMES))), np.zeros((patches, patches, len(COVERS)))
-    halves = np.zeros((patches, 2 * patches, len(NAMES)))
-    for name, color, (left, top, right, bottom) in things:
+    halves, places = (np.zeros((patches, 2 * patches, len(classes))) for classes in (NAMES, PLACES))
+    before = 0  # of a text, the characters beyond the crop
+    for name, color, (left, top, right, bottom), place in things:
         wide = np.clip(np.minimum(right, edges[1:]) - np.maximum(left, edges[:-1]), 0, None)
         high = np.clip(np.minimum(bottom, edges[1:]) - np.maximum(top, edges[:-1]), 0, None)
         covered = high[:, None] * wide[None, :] * (patches / side) ** 2
         names[:, :, NAMES.index(name)] += covered
         colors[:, :, COVERS.index(color)] += covered
         row, column = int((top + bottom) / 2 * patches / side), int((left + right) * patches / side)
+        before = 0 if place == 1 else before
         if 0 <= row < patches and 0 <= column < 2 * patches and left + right >= 0 and top + bottom >= 0:
             halves[row, column, NAMES.index(name)] += 1
-    parts = [names, colors, halves[:, ::2], halves[:, 1::2]]
+            if place:
+                places[row, column, min(place - before, PLACES[-1])] += 1
+        elif left + right < 0:
+            before = place
+    parts = [names, colors, *(half for whole in (halves, places) for half in (whole[:, ::2], whole[:, 1::2]))]
     for x in parts:
         x[:, :, 0] = np.clip(1 - x.sum(axis=-1), 0, None)
         x /= x.sum(axis=-1, keepdims=True)
@@ -123,6 +148,11 @@ class VisionTask:
     """Telling what each patch shows."""
 
     model: Model
+    stage: Stage
+
+    @property
+    def heads(self) -> list[nn.Linear]:
+        return [getattr(self.model, name) for name in list(HEADS)[: self.stage.heads]]
 
     def crops(self, number: int, easy: bool = False) -> tuple[np.ndarray, list[list[np.ndarray]]]:
         """The whole of a picture, one of its crops if they show it otherwise, and their labels."""
@@ -133,15 +163,15 @@ class VisionTask:
         return crops.pixels[chosen], [labels(things, vision.patch_grid[0], vision.image_size) for things in shown]
 
     def micro_losses(self, samples: Sequence[int], batch: Sequence[int], step: int) -> Iterable[MicroLoss]:
-        drawn = [self.crops(number, step <= EASY) for number in samples]
+        drawn = [self.crops(number, step <= self.stage.easy) for number in samples]
         pixels = mx.array(np.concatenate([pixels for pixels, _ in drawn]))
         shown = [one for _, both in drawn for one in both]
         expected = [mx.array(np.stack(part)) for part in zip(*shown, strict=True)]
-        heads = [getattr(self.model, name) for name in HEADS]
 
         def loss() -> mx.array:
             features = self.model.vision_tower(pixels)
-            losses = [quick.cross_entropy(head(features), y).mean() for head, y in zip(heads, expected, strict=True)]
+            told = [head(features) for head in self.heads]
+            losses = [quick.cross_entropy(scores, y).mean() for scores, y in zip(told, expected, strict=False)]
             return sum(losses) * (len(samples) / len(batch))
 
         yield loss
@@ -150,25 +180,29 @@ class VisionTask:
         return None
 
 
-def main(start: Path, output: Path, steps: int) -> None:
+def main(stage: Stage, start: Path, output: Path) -> None:
     quick.install()
     model, _ = load(start)
     D = model.config.vision.hidden_size
     mx.random.seed(SEED)
-    for name, classes in HEADS.items():
-        setattr(model, name, nn.Linear(D, len(classes)))
+    heads = list(HEADS)[: stage.heads]
+    for name in heads:
+        setattr(model, name, nn.Linear(D, len(HEADS[name])))
     model.freeze()
-    for name in ("vision_tower", *HEADS):
+    for name in ("vision_tower", *heads):
         getattr(model, name).unfreeze()
     model.train()
-    run = Run(output.with_name(f"{output.name}_run"), {"start": str(start), "steps": steps}, AdapterConfig("full", 0))
+    about = {"start": str(start), "steps": stage.steps}
+    run = Run(output.with_name(f"{output.name}_run"), about, AdapterConfig("full", 0))
     first = mx.distributed.init().rank() == 0
     if first:
         run.open(resume=True)
-    settings = LoopSettings(steps=steps, learning_rate=3e-3, warmup=0.02, save_every=200, seed=SEED)
+    settings = LoopSettings(
+        steps=stage.steps, learning_rate=stage.learning_rate, warmup=0.02, save_every=200, seed=stage.seed
+    )
     with Bar("Vision", "step", hidden=not first) as bar:
-        plan = Plan([1] * PICTURES, BATCH, SEED)
-        train(model, VisionTask(model), plan, settings, run, lambda record: bar.step(record, steps))
+        plan = Plan([1] * PICTURES, BATCH, stage.seed)
+        train(model, VisionTask(model, stage), plan, settings, run, lambda record: bar.step(record, stage.steps))
     if first:
         partial = output.with_name(f"{output.name}.partial")
         shutil.copytree(start, partial, dirs_exist_ok=True)
@@ -178,4 +212,4 @@ def main(start: Path, output: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), STEPS)
+    main(STAGES[sys.argv[1]], Path(sys.argv[2]), Path(sys.argv[3]))

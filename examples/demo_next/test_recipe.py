@@ -38,8 +38,10 @@ def test_the_labels_of_a_patch_are_shares_of_it():
         Thing("b", "blue", (1.5 * side, side, 3 * side, 2 * side)),
         Thing("c", "blue", (-3 * side, side, -side, 2 * side)),  # outside
     ]
-    names, colors, left, right = teach_vision.labels(things, patches, SIDE)
-    for x in (names, colors, left, right):
+    labels = teach_vision.labels(things, patches, SIDE)
+    names, colors, left, right, *_ = labels
+    assert [x.shape[1] for x in labels] == [len(classes) for classes in teach_vision.HEADS.values()]
+    for x in labels:
         assert x.shape[0] == patches**2
         assert np.allclose(x.sum(axis=1), 1)
     at = {name: teach_vision.NAMES.index(name) for name in ("nothing", "A", "b", "c")}
@@ -50,6 +52,15 @@ def test_the_labels_of_a_patch_are_shares_of_it():
     assert np.flatnonzero(left[:, at["b"]]).tolist() == [patches + 2]
     assert left[:, at["nothing"]].sum() + right[:, at["nothing"]].sum() == 2 * patches**2 - 2
     assert not any(x[:, at["c"]].any() for x in (names, left, right))
+
+
+def test_places_are_counted_from_the_first_character_that_a_crop_shows():
+    patches, side = 10, SIDE / 10
+    word = [Thing("NOON"[i], "red", ((2 * i - 3) * side, 0, (2 * i - 1) * side, side), i + 1) for i in range(4)]
+    number = [Thing("47"[i], "red", (i * side, side, (i + 1) * side, 2 * side), i + 1) for i in range(2)]
+    *_, left, right = teach_vision.labels([*word, *number, Thing("circle", "red", (0, 60, 90, 90))], patches, SIDE)
+    placed = {(patch, place) for x in (left, right) for patch, place in np.argwhere(x[:, 1:])}
+    assert placed == {(0, 0), (2, 1), (4, 2), (patches, 0), (patches + 1, 1)}  # the first N is beyond the edge
 
 
 @pytest.mark.parametrize("size", [(120, 120), (64, 64), (300, 150), (90, 200), (400, 300), (1024, 512)])
