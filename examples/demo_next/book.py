@@ -2,7 +2,7 @@
 
     python examples/demo_next/book.py build/demo_next
 
-writes mix.json for the language model, router.json and validation.jsonl for the router, and their pictures.
+writes mix.json and late.json for the language model, router.json for the router, and their pictures.
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 from multiprocessing import Pool
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from backgrounds import TRAIN_PHOTOS
 from easy_vqa_data import easy_vqa, easy_vqa_image
@@ -19,27 +20,46 @@ from questions import Asker, Pair
 from words import some_text
 
 SEED = 0
-PAGES = 60_000
-ROUTER_PAGES = 4_000
 FOR_THE_ROUTER = 300  # of easy-VQA's training images: the language model does not learn them
 TURNS = 5  # of easy-VQA's questions in a conversation
 
 
-def learning_scene(rng: Random) -> Scene:
+class Book(NamedTuple):
+    """What shares of its pages show a text alone, a text and shapes, and shapes alone; the others show nothing."""
+
+    name: str
+    pages: int
+    text: float
+    both: float
+    shapes: float
+    talk: float = 1.0  # how much is asked about shapes
+
+
+MIX = Book("mix", 60_000, 0.38, 0.2, 0.35)
+LATE = Book("late", 40_000, 0.6, 0.25, 0.08, talk=0.5)  # reading takes longer to learn than the rest
+ROUTER = MIX._replace(name="router", pages=4_000)
+
+
+ABOUT_SHAPES = {"shape": 0.7, "color": 0.7, "present": 1.0, "is": 0.6, "count": 0.5}
+
+
+def learning_scene(book: Book, rng: Random) -> Scene:
     """A text alone, shapes alone, both, or neither."""
     kind = rng.random()
-    texts = [some_text(rng)] if kind < 0.58 else []
-    shapes = [] if kind < 0.38 or kind >= 0.93 else [rng.choice(SHAPES) for _ in range(rng.choice([1, 1, 1, 2, 2, 3]))]
+    texts = [some_text(rng)] if kind < book.text + book.both else []
+    shapes: list[str] = []
+    if book.text <= kind < book.text + book.both + book.shapes:
+        shapes = [rng.choice(SHAPES) for _ in range(rng.choice([1, 1, 1, 2, 2, 3]))]
     fonts = TESTED_FONTS if rng.random() < 0.65 else OTHER_FONTS
     shares = (0.2, 0.4) if rng.random() < 0.6 else (0.13, 0.55)
     return draw_scene(rng, some_size(rng), shapes, texts, TRAIN_PHOTOS, fonts=fonts, shares=shares)
 
 
-def learning_pairs(scene: Scene, rng: Random) -> list[Pair]:
+def learning_pairs(scene: Scene, rng: Random, talk: float = 1.0) -> list[Pair]:
     """A conversation, in any order."""
     often = {"describe": 0.3, "outside": 0.25, "text present": 0.12}
     if scene.shapes:
-        often |= {"shape": 0.7, "color": 0.7, "present": 1.0, "is": 0.6, "count": 0.5, "read": 0.08, "text color": 0.04}
+        often |= {kind: share * talk for kind, share in ABOUT_SHAPES.items()} | {"read": 0.08, "text color": 0.04}
     if scene.texts:
         often |= {"read": 1.0, "text color": 0.25}
     if scene.texts and not scene.shapes:
@@ -49,18 +69,18 @@ def learning_pairs(scene: Scene, rng: Random) -> list[Pair]:
         often |= {"describe": 0.8}
     kinds = [kind for kind, share in often.items() if rng.random() < share]
     if scene.shapes:
-        kinds += rng.choices(["present", "is", "shape", "color"], k=2)
+        kinds += rng.choices(["present", "is", "shape", "color"], k=round(2 * talk))
     rng.shuffle(kinds)
     asker = Asker(scene, rng)
     return [asker.ask(kind) for kind in kinds or ["describe"]]
 
 
-def page(folder: Path, name: str, number: int) -> dict:
-    """A picture in the folder, and the conversation about it; they depend on the name and the number alone."""
-    rng = Random(f"{name} {SEED} {number}")
-    scene = learning_scene(rng)
-    file = save_picture(scene.image, folder, f"{name}/{number // 1000:03}/{number}", rng)
-    return conversation(f"{name}-{number}", file, learning_pairs(scene, rng))
+def page(folder: Path, book: Book, number: int) -> dict:
+    """A picture in the folder, and the conversation about it; they depend on the book and the number alone."""
+    rng = Random(f"{book.name} {SEED} {number}")
+    scene = learning_scene(book, rng)
+    file = save_picture(scene.image, folder, f"{book.name}/{number // 1000:03}/{number}", rng)
+    return conversation(f"{book.name}-{number}", file, learning_pairs(scene, rng, book.talk))
 
 
 def save_picture(image: Image.Image, folder: Path, stem: str, rng: Random) -> str:
@@ -93,10 +113,10 @@ def easy_vqa_pages(folder: Path, numbers: list[int], turns: int, rng: Random) ->
     return samples
 
 
-def pages(folder: Path, name: str, count: int) -> list[dict]:
-    """Many pages, drawn by all processors."""
+def pages(folder: Path, book: Book) -> list[dict]:
+    """All of a book's pages, drawn by all processors."""
     with Pool() as pool:
-        return pool.starmap(page, [(folder, name, number) for number in range(count)], chunksize=250)
+        return pool.starmap(page, [(folder, book, number) for number in range(book.pages)], chunksize=250)
 
 
 def single_questions(sample: dict) -> list[dict]:
@@ -116,10 +136,12 @@ def single_questions(sample: dict) -> list[dict]:
 def build(folder: Path) -> None:
     rng = Random(f"easy-VQA {SEED}")
     numbers = sorted(easy_vqa("train"))
-    mix = easy_vqa_pages(folder, numbers[:-FOR_THE_ROUTER], TURNS, rng) + pages(folder, "mix", PAGES)
-    save(folder / "mix.json", mix)
-    router = easy_vqa_pages(folder, numbers[-FOR_THE_ROUTER:], TURNS, rng) + pages(folder, "router", ROUTER_PAGES)
+    known, others = numbers[:-FOR_THE_ROUTER], numbers[-FOR_THE_ROUTER:]
+    easy = easy_vqa_pages(folder, known, TURNS, rng)
+    save(folder / "mix.json", easy + pages(folder, MIX))
+    router = easy_vqa_pages(folder, others, TURNS, rng) + pages(folder, ROUTER)
     save(folder / "router.json", [one for sample in router for one in single_questions(sample)[:3]])
+    save(folder / "late.json", easy[::2] + pages(folder, LATE))
 
 
 def save(file: Path, samples: list[dict]) -> None:

@@ -27,7 +27,7 @@ def lessons():
     drawn = []
     for number in LESSONS:
         rng = Random(f"mix {book.SEED} {number}")
-        scene = book.learning_scene(rng)
+        scene = book.learning_scene(book.MIX, rng)
         drawn.append((scene, book.learning_pairs(scene, rng)))
     return drawn
 
