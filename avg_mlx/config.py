@@ -8,14 +8,15 @@ import ast
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .errors import InputError, shown
 from .geometry import Pair, best_resolution, token_grid, visual_token_count
 
-MODEL_TYPE = "llava_llama"
-TEXT_MODEL = "llama"  # the mlx-lm model behind MODEL_TYPE
+MODEL_TYPE = re.compile(r"llava_([a-z0-9_]{1,40})")  # the authors' way to name the language model, by mlx-lm's name
+LAYOUTS = ("llava", "transformers")  # where a checkpoint comes from: its authors' code, or the Hub's conversions
+ASPECTS = ("anyres", "pad", "crop")  # crop, which is transformers' alone: the middle of the image, as high as a crop
 
 MAX_SIZE = 1 << 24  # of any width, vocabulary, context or count of heads; products of two stay far below 64 bits
 MAX_LAYERS = 256  # of the language model and of the tower; the deepest published models have about 130
@@ -92,20 +93,24 @@ class Config:
     hidden_size: int
     vocab_size: int
     context_length: int  # positions
+    layout: str  # one of LAYOUTS, whose geometry it follows
     vision_layers: int  # encoder layers that are run: the features are the last one's output
     projector_depth: int
     granularities: tuple[int, ...]  # the config's order: it is the voter's layout
     image_aspect_ratio: str
     grid_pinpoints: tuple[Pair, ...]  # (height, width) in pixels
+    has_newline: bool
     filtered_text_num: int
     has_router: bool
 
     @classmethod
     def from_dict(cls, keys: Mapping[str, Any]) -> "Config":
         """Parse a `config.json` that has the tower's config under `vision_config`; InputError says what is wrong."""
-        _one_of("model_type", keys.get("model_type"), (MODEL_TYPE,))
+        text_model = _text_model(keys.get("model_type"))
         keys = {name: value for name, value in keys.items() if value is not None}
-        text = {"tie_word_embeddings": False, **keys, "model_type": TEXT_MODEL}  # mlx-lm's default is tied
+        # mlx-lm's default is tied. A sliding window bounds the context, within which full attention is the same.
+        text = {"tie_word_embeddings": False, **keys, "model_type": text_model, "sliding_window": None}
+        text.pop("layer_types", None)
         if "vision_config" not in keys:
             raise InputError(
                 "this is a PyTorch checkpoint (its config has no vision_config); "
@@ -113,44 +118,63 @@ class Config:
             )
         _check(keys, "config.json", {**REQUIRED, **OPTIONAL}, required=REQUIRED)
         _at_most("num_hidden_layers", keys["num_hidden_layers"], MAX_LAYERS)
-        _check_layer_types(keys.get("layer_types"), keys["num_hidden_layers"])
         quantization = keys.get("quantization", {})
         for how in (quantization, *quantization.values()):  # of all layers, and of single ones
             if isinstance(how, dict):
                 _check(how, "the quantization in config.json", QUANTIZATION)
         vision = VisionConfig.from_dict(keys["vision_config"])
         _one_of("mm_vision_select_feature", keys.get("mm_vision_select_feature", "patch"), ("patch",))
-        aspect = _one_of("image_aspect_ratio", keys["image_aspect_ratio"], ("anyres", "pad"))
-        pinpoints: tuple[Pair, ...] = ()
+        layout = _one_of("layout", keys.get("layout", "llava"), LAYOUTS)
+        aspect = _one_of("image_aspect_ratio", keys["image_aspect_ratio"], ASPECTS)
+        merge, pinpoints = keys.get("mm_patch_merge_type", "flat"), ()
         if aspect == "anyres":
-            _one_of("mm_patch_merge_type", keys.get("mm_patch_merge_type"), ("spatial_unpad",))
+            _one_of("mm_patch_merge_type", merge, ("spatial_unpad",))
             pinpoints = _pinpoints(keys.get("image_grid_pinpoints"), vision.image_size)
         patches = math.prod(vision.patch_grid)
-        return cls(
+        config = cls(
             text=text,
             vision=vision,
             hidden_size=keys["hidden_size"],
             vocab_size=keys["vocab_size"],
             context_length=int(min(keys["max_position_embeddings"], keys.get("tokenizer_model_max_length", math.inf))),
+            layout=layout,
             vision_layers=_vision_layers(keys.get("mm_vision_select_layer", -2), vision.num_hidden_layers),
             projector_depth=_projector_depth(keys.get("mm_projector_type", "linear")),
             granularities=_granularities(keys.get("vis_token_granularity", [patches]), vision.patch_grid),
             image_aspect_ratio=aspect,
             grid_pinpoints=pinpoints,
+            has_newline="unpad" in merge,
             filtered_text_num=keys.get("filtered_text_num", 32),
             has_router=keys.get("router_select", False),
         )
+        return config._within(_sliding_window(keys))
+
+    def _within(self, window: float) -> "Config":
+        """Bound the context by a sliding window; InputError for one that an image would not fit into."""
+        most = max(self.visual_tokens(self.finest, size) for size in self.grid_pinpoints or [(1, 1)])
+        if window <= most:
+            raise InputError(
+                f"sliding_window is {window}, but an image takes up to {most} positions and full attention alone can "
+                "be run; give a checkpoint without a sliding window"
+            )
+        return replace(self, context_length=int(min(self.context_length, window)))
 
     def crop_grid(self, image_size: Pair) -> Pair:
         """Return the (rows, columns) of an image's local crops; (0, 0) if there is only the base crop."""
-        if self.image_aspect_ratio == "pad":
+        if not self.grid_pinpoints:
             return 0, 0
         height, width = best_resolution(image_size, self.grid_pinpoints)
         return height // self.vision.image_size, width // self.vision.image_size
 
     def visual_tokens(self, granularity: int, image_size: Pair) -> int:
         """Count the tokens that an image of (height, width) takes at `granularity`."""
-        return visual_token_count(granularity, self.vision.patch_grid, self.crop_grid(image_size), image_size)
+        crop_grid = self.crop_grid(image_size)
+        return visual_token_count(granularity, self.vision.patch_grid, crop_grid, image_size, self.rounds)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether unpadding rounds, as transformers does, where the authors truncate."""
+        return self.layout == "transformers"
 
     @property
     def voter_size(self) -> int:
@@ -177,10 +201,11 @@ REQUIRED: dict[str, Any] = {
 OPTIONAL: dict[str, Any] = {
     **dict.fromkeys(("num_key_value_heads", "head_dim", "sliding_window"), int),
     **dict.fromkeys(("attention_bias", "mlp_bias", "rope_traditional", "tie_word_embeddings", "router_select"), bool),
+    "use_sliding_window": bool,
     **dict.fromkeys(("rope_scaling", "quantization", "vision_config"), dict),
     "filtered_text_num": range,  # 0: the router sees the image only
     **dict.fromkeys(("rope_theta", "tokenizer_model_max_length"), float),  # transformers writes 10³⁰ for no limit
-    "mm_projector_type": str,
+    **dict.fromkeys(("mm_projector_type", "mm_patch_merge_type"), str),
     "eos_token_id": list[int],
 }
 QUANTIZATION: dict[str, Any] = {"group_size": int, "bits": int, "mode": str}  # MLX divides by the first two
@@ -238,12 +263,18 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check_layer_types(types: Any, layers: int) -> None:
-    """Raise InputError unless there are none or one for each layer: mlx-lm builds as many layers as types."""
-    if types is not None and not (
-        isinstance(types, list | tuple) and len(types) == layers and all(isinstance(name, str) for name in types)
-    ):
-        raise InputError(f"layer_types is {shown(types)}, but a list of {layers} names is expected, one for each layer")
+def _text_model(model_type: Any) -> str:
+    match = MODEL_TYPE.fullmatch(model_type) if isinstance(model_type, str) else None
+    if not match:
+        raise InputError(f"model_type is {shown(model_type)}, but only LLaVA's, such as 'llava_llama', can be run")
+    return match[1]
+
+
+def _sliding_window(keys: Mapping[str, Any]) -> float:
+    """Over how many positions a layer attends at most."""
+    types = keys.get("layer_types")
+    slides = keys.get("use_sliding_window", True) and (types is None or "sliding_attention" in types)
+    return keys.get("sliding_window", math.inf) if slides else math.inf
 
 
 def _vision_layers(select_layer: Any, num_hidden_layers: int) -> int:

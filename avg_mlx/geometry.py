@@ -2,7 +2,8 @@
 
 Every pair is (height, width) or (rows, columns). The rules, including their float divisions and truncations, are
 LLaVA-NeXT's (`select_best_resolution`, `resize_and_pad_image`, `unpad_image` in its `mm_utils.py` and
-`llava_arch.py`) and AVG-LLaVA's granularity scaler.
+`llava_arch.py`) and AVG-LLaVA's granularity scaler. transformers has the same rules, but for the rounding that
+`unpad_bounds` tells of.
 """
 
 import math
@@ -33,6 +34,12 @@ def fit_within(image_size: Pair, resolution: Pair) -> Pair:
     return max_height, min(math.ceil(width * scale_h), max_width)
 
 
+def fill_square(image_size: Pair, side: int) -> Pair:
+    """Return the size at which an image's shorter side is `side`, as CLIP's image processor truncates it."""
+    height, width = image_size
+    return (int(side * height / width), side) if width <= height else (side, int(side * width / height))
+
+
 def pooling_kernel(granularity: int, patch_grid: Pair) -> Pair:
     """Return the average-pooling kernel, and stride, that leaves `granularity` tokens of a crop's patch grid."""
     patches = patch_grid[0] * patch_grid[1]
@@ -50,25 +57,34 @@ def token_grid(granularity: int, patch_grid: Pair) -> Pair:
     return patch_grid[0] // kernel[0], patch_grid[1] // kernel[1]
 
 
-def unpad_bounds(grid: Pair, image_size: Pair) -> tuple[slice, slice]:
+def unpad_bounds(grid: Pair, image_size: Pair, rounds: bool = False) -> tuple[slice, slice]:
     """Return the rows and columns of `grid` that show the image and not the black bars around it.
+
+    rounds: sizes are rounded to seven digits before they are truncated, as in transformers' `unpad_image`: the image's
+    28.999999999 rows are 29 there, and 28 in the authors' code.
 
     As trained, `grid` is compared with the image as if its cells were square. At granularities N/2 and N/8 they are
     not, and rows of real content are cut away too.
     """
     (rows, columns), (height, width) = grid, image_size
+
+    def whole(size: float) -> int:
+        return int(round(size, 7) if rounds else size)
+
     if width / height > columns / rows:
-        margin = (rows - int(height * (columns / width))) // 2
+        margin = (rows - whole(height * (columns / width))) // 2
         return slice(margin, rows - margin), slice(0, columns)
-    margin = (columns - int(width * (rows / height))) // 2
+    margin = (columns - whole(width * (rows / height))) // 2
     return slice(0, rows), slice(margin, columns - margin)
 
 
-def visual_token_count(granularity: int, patch_grid: Pair, crop_grid: Pair, image_size: Pair) -> int:
+def visual_token_count(
+    granularity: int, patch_grid: Pair, crop_grid: Pair, image_size: Pair, rounds: bool = False
+) -> int:
     """Count the tokens that packing gives: the base crop's, then the local crops' unpadded rows with newlines."""
     rows, columns = token_grid(granularity, patch_grid)
     if crop_grid == (0, 0):
         return rows * columns
-    kept_rows, kept_columns = unpad_bounds((crop_grid[0] * rows, crop_grid[1] * columns), image_size)
+    kept_rows, kept_columns = unpad_bounds((crop_grid[0] * rows, crop_grid[1] * columns), image_size, rounds)
     width = kept_columns.stop - kept_columns.start + 1  # the newline token
     return rows * columns + (kept_rows.stop - kept_rows.start) * width

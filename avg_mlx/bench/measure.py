@@ -181,7 +181,7 @@ def _row(granularity: int, answers: Sequence[Answer], cost: Cost) -> Row:
 def cost_of(model: Model) -> Cost:
     """A cost model of this model, with its weights' bits and with activations as wide as its newline token."""
     bits = {part.name: part.bits_per_weight for part in parts_of(model)}
-    return Cost(model.config, bits, 8 * model.image_newline.itemsize)
+    return Cost(model.config, bits, 8 * model.dtype.size)
 
 
 def describe(model: Model, tokenizer: Tokenizer, options: Options) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def describe(model: Model, tokenizer: Tokenizer, options: Options) -> dict[str, 
         "system": f"{platform.system()} {platform.machine()}",
         "blas": BLAS,
         "versions": {"avg-mlx": VERSION, **{name: version(name) for name in ("mlx", "mlx-lm")}},
-        "dtype": dtype_name(model.image_newline.dtype),
+        "dtype": dtype_name(model.dtype),
         "bits_per_weight": {part.name: round(part.bits_per_weight, 2) for part in parts},
         "parameters": sum(part.parameters for part in parts),
         "weights_gb": sum(part.bytes for part in parts) / 1e9,

@@ -9,10 +9,11 @@ from PIL import Image
 
 from ..config import Config, VisionConfig
 from ..errors import InputError
-from ..geometry import Pair, fit_within
+from ..geometry import Pair, fill_square, fit_within
 
 BAND = 1 << 24  # pixels that are padded at a time
 MOST_PADDED = 1 << 29  # pixels of the rows that are padded, which takes about four seconds
+MOST_CROPPED = 1 << 26  # pixels of a whole image that is resized, of which one crop is cut out
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Crops:
 def make_crops(image: Image.Image, config: Config) -> Crops:
     """Cut an RGB image into crops, as the config's `image_aspect_ratio` says."""
     image_size = image.height, image.width
-    if config.image_aspect_ratio == "pad":
-        return Crops(_normalize([_pad_to_square(image, config.vision)], config.vision), image_size, (0, 0))
+    if config.image_aspect_ratio != "anyres":
+        make = _pad_to_square if config.image_aspect_ratio == "pad" else _crop_middle
+        return Crops(_normalize([make(image, config.vision)], config.vision), image_size, (0, 0))
     size = config.vision.image_size
     rows, columns = config.crop_grid(image_size)
     canvas = _fit_on_black(image, (rows * size, columns * size))
@@ -76,6 +78,16 @@ def _pad_to_square(image: Image.Image, vision: VisionConfig) -> Image.Image:
         band.paste(image.crop((0, start, image.width, start + band.height)), (left, 0))
         narrow.paste(band.resize((size, band.height), Image.Resampling.BICUBIC), (0, top + start))
     return narrow.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _crop_middle(image: Image.Image, vision: VisionConfig) -> Image.Image:
+    """Resize an image's shorter side to a crop's, and cut out the middle. InputError for an image that is too long."""
+    size = vision.image_size
+    height, width = fill_square((image.height, image.width), size)
+    if height * width > MOST_CROPPED:
+        raise InputError(f"an image of {image.width}×{image.height} is too long for this model; cut it")
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
 
 
 def _normalize(crops: list[Image.Image], vision: VisionConfig) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The conversation template, and prompt ids around the image placeholder."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from ..errors import InputError
 from . import chat_template
@@ -83,10 +84,16 @@ def encode_messages(
     control = _control_tokens(tokenizer)  # type: ignore[arg-type]  # a protocol with a hash is not Hashable to mypy
     with tokenizer_errors("the text cannot be tokenized", "write it in other words"):
         spelled = control.occur_in([message["content"] for message in messages])
+    text = render(tokenizer, messages, awaits_answer, control.enclose if spelled else str)
+    encoder: Encoder = tokenizer
+    begun = text.startswith(tokenizer.special_tokens_map.get("bos_token", "\0"))
     if spelled:
-        messages = [{**message, "content": control.enclose(message["content"])} for message in messages]
-    text = render(tokenizer, messages, awaits_answer)
-    ids = encode_text(control.encoder, control.respell(text)) if spelled else encode_text(tokenizer, text)
+        text, encoder = control.respell(text), control.encoder
+    placeholder = _placeholder_token(tokenizer)
+    if placeholder is None:
+        ids = encode_text(encoder, text)
+    else:
+        ids = [PLACEHOLDER_ID if i == placeholder else i for i in encode_whole(encoder, text, begun)]
     given, written = sum(message["content"].count(PLACEHOLDER) for message in messages), ids.count(PLACEHOLDER_ID)
     if written != given:
         raise InputError(f"the chat template writes {written} {PLACEHOLDER}, but the conversation has {given}")
@@ -101,17 +108,68 @@ def may_fit(tokenizer: Tokenizer, characters: int, positions: int) -> bool:
     return characters <= positions or characters <= positions * max(map(len, (PLACEHOLDER, *tokenizer.get_vocab())))
 
 
-def render(tokenizer: Tokenizer, messages: Messages, awaits_answer: bool) -> str:
-    """Return a conversation as text, as the tokenizer's chat template writes it."""
-    return chat_template.render(
-        tokenizer.get_chat_template(),
-        {
-            **tokenizer.special_tokens_map,
-            "messages": [{"role": message["role"], "content": message["content"]} for message in messages],
-            "add_generation_prompt": awaits_answer,
-            "enable_thinking": tokenizer.has_thinking,
-        },
-    )
+def render(
+    tokenizer: Tokenizer, messages: Messages, awaits_answer: bool, enclose: Callable[[str], str] = str
+) -> str:
+    """Return a conversation as text, as the tokenizer's chat template writes it. Each text is given to `enclose`."""
+
+    def write(contents: list[Any]) -> str:
+        pairs = zip(messages, contents, strict=True)
+        return chat_template.render(
+            tokenizer.get_chat_template(),
+            {
+                **tokenizer.special_tokens_map,
+                "messages": [{"role": message["role"], "content": content} for message, content in pairs],
+                "add_generation_prompt": awaits_answer,
+                "enable_thinking": tokenizer.has_thinking,
+            },
+        )
+
+    if _reads_parts(tokenizer):  # type: ignore[arg-type]
+        return write([_parts(message["content"], enclose) for message in messages])
+    return write([enclose(message["content"]) for message in messages])
+
+
+def _parts(content: str, enclose: Callable[[str], str]) -> list[dict[str, str]]:
+    """Split a message's content into images and texts, as the templates of transformers' processors take it."""
+    parts: list[dict[str, str]] = []
+    for n, text in enumerate(re.split(rf"{PLACEHOLDER}\n?", content)):
+        parts += [{"type": "image"}] * (n > 0)
+        parts += [{"type": "text", "text": enclose(text)}] * bool(text)
+    return parts
+
+
+@lru_cache(maxsize=8)
+def _reads_parts(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template takes lists of parts. Those of tokenizers that have no placeholder never do."""
+    if _placeholder_token(tokenizer) is None:
+        return False
+    content = [{"type": "image"}, {"type": "text", "text": "Hello."}]
+    variables = {**tokenizer.special_tokens_map, "messages": [{"role": "user", "content": content}]}
+    try:
+        text = chat_template.render(tokenizer.get_chat_template(), variables)
+    except InputError:
+        return False
+    return text.count(PLACEHOLDER) == 1 and "'type'" not in text  # which a list has that is written as text
+
+
+def _placeholder_token(tokenizer: Tokenizer) -> int | None:
+    """The id of the placeholder where it is a token, as in the Hub's layout; the authors' tokenizers have none."""
+    if tokenizer.special_tokens_map.get("image_token") != PLACEHOLDER:
+        return None
+    return tokenizer.get_vocab()[PLACEHOLDER]
+
+
+def encode_whole(tokenizer: Encoder, text: str, begun: bool) -> list[int]:
+    """Tokenize a text at once, placeholders included; with BOS in front, unless it has `begun` with one."""
+    _check_length(text)
+    with tokenizer_errors("the text cannot be tokenized", "write it in other words"):
+        return tokenizer.encode(text, add_special_tokens=not begun)
+
+
+def _check_length(text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"the text has {len(text)} characters, but at most {MAX_CHARACTERS} are read; shorten it")
 
 
 def encode_text(tokenizer: Encoder, text: str) -> list[int]:
@@ -119,8 +177,7 @@ def encode_text(tokenizer: Encoder, text: str) -> list[int]:
 
     Whatever the text spells is found, control tokens too. Raises InputError if the text is too long.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise InputError(f"the text has {len(text)} characters, but at most {MAX_CHARACTERS} are read; shorten it")
+    _check_length(text)
     ids: list[int] = []
     with tokenizer_errors("the text cannot be tokenized", "write it in other words"):
         for i, piece in enumerate(text.split(PLACEHOLDER)):

@@ -9,8 +9,10 @@
 """
 
 import importlib
+import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import mlx.core as mx
@@ -26,6 +28,8 @@ from .router import Router
 from .scaler import pool, pyramid
 from .vision import Projector, VisionTower
 
+TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3")
+
 
 class Model(nn.Module):
     """The whole model; its sizes and parts are those that `config` describes."""
@@ -35,11 +39,16 @@ class Model(nn.Module):
         self.config = config
         self.vision_tower = VisionTower(config.vision, config.vision_layers)
         self.projector = Projector(config)
-        self.image_newline = mx.zeros(config.hidden_size)
+        if config.has_newline:
+            self.image_newline = mx.zeros(config.hidden_size)
         if config.has_router:
             self.router = Router(config)
-        llm = importlib.import_module(f"mlx_lm.models.{config.text['model_type']}")
-        self.language_model = llm.Model(llm.ModelArgs.from_dict(config.text))
+        self.language_model = language_model(config.text)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type of all weights that are not quantized."""
+        return self.projector.layers[0].bias.dtype
 
     def encode(self, crops: Crops) -> mx.array:
         """Compute the features of one image: (crops, patches, D)."""
@@ -71,7 +80,8 @@ class Model(nn.Module):
         patch_grid = self.config.vision.patch_grid
         chosen = pool(features, granularity, patch_grid)
         grid = token_grid(granularity, patch_grid)
-        return pack(chosen, grid, crops.crop_grid, crops.image_size, self.image_newline)
+        newline = self.get("image_newline")
+        return pack(chosen, grid, crops.crop_grid, crops.image_size, newline, self.config.rounds)
 
     def splice(self, ids: Sequence[int], text: mx.array, visual_tokens: Sequence[mx.array]) -> mx.array:
         """Put each image's visual tokens in its placeholder's place among the text embeddings: (positions, D)."""
@@ -83,7 +93,8 @@ class Model(nn.Module):
 
     def hidden(self, embeddings: mx.array, cache: list[Any] | None = None) -> mx.array:
         """Run the language model without its head: (batch, positions, D) → the same shape, normalized."""
-        return self.language_model.model(mx.zeros(embeddings.shape[:2], mx.int32), cache, embeddings)
+        ids = mx.zeros(embeddings.shape[:2], mx.int32)
+        return self.language_model.model(ids, cache=cache, input_embeddings=embeddings)
 
     def head(self, hidden: mx.array) -> mx.array:
         """Turn hidden states into logits: (…, D) → (…, vocabulary)."""
@@ -94,3 +105,18 @@ class Model(nn.Module):
     def __call__(self, embeddings: mx.array, cache: list[Any] | None = None) -> mx.array:
         """Compute next-token logits: (batch, positions, D) → (batch, positions, vocabulary)."""
         return self.head(self.hidden(embeddings, cache))
+
+
+def language_model(keys: Mapping[str, Any]) -> nn.Module:
+    """Make mlx-lm's model of the type that `keys` name. Raises InputError if it takes no embeddings."""
+    from mlx_lm.utils import MODEL_REMAPPING
+
+    name = keys["model_type"]
+    module = MODEL_REMAPPING.get(name, name)
+    if find_spec(f"mlx_lm.models.{module}") is None:
+        raise InputError(f"mlx-lm has no model of type {name!r}; a newer release may have")
+    llm = importlib.import_module(f"mlx_lm.models.{module}")
+    model = llm.Model(llm.ModelArgs.from_dict(keys))
+    if "input_embeddings" not in inspect.signature(type(model.model).__call__).parameters:
+        raise InputError(f"mlx-lm's model of type {name!r} reads text only; tested are {', '.join(TEXT_MODELS)}")
+    return model

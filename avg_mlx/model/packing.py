@@ -5,11 +5,14 @@ import mlx.core as mx
 from ..geometry import Pair, unpad_bounds
 
 
-def pack(features: mx.array, grid: Pair, crop_grid: Pair, image_size: Pair, newline: mx.array) -> mx.array:
+def pack(
+    features: mx.array, grid: Pair, crop_grid: Pair, image_size: Pair, newline: mx.array | None, rounds: bool = False
+) -> mx.array:
     """Turn one image's features, (crops, tokens, D) with the base crop first, into (visual tokens, D).
 
     grid: a crop's (rows, columns) of tokens. crop_grid: (rows, columns) of local crops; with (0, 0) there is only the
-    base crop, whose tokens are returned as they are. image_size: (height, width) of the original. newline: (D,).
+    base crop, whose tokens are returned as they are. image_size: (height, width) of the original. newline: (D,), which
+    only local crops need. rounds: see `unpad_bounds`.
     """
     base, local = features[0], features[1:]
     if crop_grid == (0, 0):
@@ -18,7 +21,7 @@ def pack(features: mx.array, grid: Pair, crop_grid: Pair, image_size: Pair, newl
     D = features.shape[-1]
     x = local.reshape(crop_rows, crop_columns, rows, columns, D).swapaxes(1, 2)
     grid = crop_rows * rows, crop_columns * columns
-    x = x.reshape(*grid, D)[unpad_bounds(grid, image_size)]  # reading order
+    x = x.reshape(*grid, D)[unpad_bounds(grid, image_size, rounds)]  # reading order
     newlines = mx.broadcast_to(newline, (x.shape[0], 1, D))
     x = mx.concatenate([x, newlines], axis=1)
     return mx.concatenate([base, x.reshape(-1, D)])

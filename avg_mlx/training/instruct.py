@@ -44,6 +44,8 @@ def prepare(model: Model, config: AdapterConfig, trainable: Trainable, grad_chec
         add_lora(model, config)
     if trainable.projector:
         _unfreeze(model.projector)
+    if trainable.newline and not model.config.has_newline:
+        raise InputError("train_newline is given, but this model has no newline token; leave it out")
     if trainable.newline:
         model.unfreeze(keys="image_newline", recurse=False)
     if trainable.vision:

@@ -133,7 +133,7 @@ def load_adapters(model: Model, folder: str | Path) -> AdapterConfig:
         )
     model.load_weights(list(tensors.items()), strict=False)
     if has_router:
-        model.router.set_dtype(model.image_newline.dtype)  # it is trained in float32
+        model.router.set_dtype(model.dtype)  # it is trained in float32
     model.eval()
     return config
 

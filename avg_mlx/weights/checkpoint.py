@@ -63,7 +63,7 @@ def load_model(folder: Path, keys: Mapping[str, Any], lazy: bool = False) -> Mod
     if not isinstance(shards, SafetensorsShards):
         raise InputError(f"{folder} holds pickled weights; convert it first: avg-mlx convert --hf-path {folder}")
     model = build_model(keys, shards.shapes)
-    Source(folder, dict(keys), [shards], converted=True).check(model)
+    Source(folder, dict(keys), [shards]).check(model)
     model.load_weights([item for file in shards.files for item in load_arrays(file).items()])
     model.eval()
     if not lazy:
@@ -83,6 +83,8 @@ def build_model(keys: Mapping[str, Any], names: Iterable[str]) -> Model:
             _quantize_layers(model, keys["quantization"], set(names))
         model.eval()
         _dry_run(model)
+    except InputError:
+        raise
     except Exception as error:  # MLX and mlx-lm judge the other keys, each in its way
         reason = f"{type(error).__name__}: {printable(error)}"
         raise InputError(f"config.json describes no model ({reason}); download it again") from error

@@ -5,6 +5,7 @@ from pathlib import Path
 from ..errors import AvgMlxError, InputError
 from ..model.inventory import Part, parts_of, sizes_of
 from ..progress import Progress, silent
+from .hub import hub_tokenizer_files
 from .quantization import DTYPES, Dtype, Quantization
 from .recasting import Recasting
 from .sentencepiece import tokenizer_files
@@ -39,7 +40,8 @@ def convert(
     result = Recasting(source, dtype, dequantize, quantization)
     files = converted_files(source.folder, hf_path, result.keys)
     if not source.converted:
-        files |= tokenizer_files(source.folder)
+        hub = result.target.config.layout == "transformers"
+        files |= hub_tokenizer_files(source.folder, result.keys) if hub else tokenizer_files(source.folder)
         files[PROCESSOR] = preprocessor_config(result.target.config.vision)
     sizes = sizes_of(result.target)
     write_folder(destination, files, result.tensors(), sizes, progress=progress, shard_bytes=shard_bytes)

@@ -35,7 +35,7 @@ def fuse(
     folder = find_folder(model_path)
     keys = read_json(folder / "config.json")
     model = load_model(folder, keys, lazy=True)
-    dtype = model.image_newline.dtype
+    dtype = model.dtype
     load_adapters(model, adapter_path)
     fused = [(name, module.fuse(dequantize)) for name, module in model.named_modules() if hasattr(module, "fuse")]
     model.update_modules(tree_unflatten(fused))

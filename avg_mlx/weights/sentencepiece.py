@@ -6,6 +6,7 @@ ranked by score, as SentencePiece ranks them.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +59,8 @@ def _tokenizer_files(folder: Path, settings: dict[str, Any]) -> dict[str, Conten
         chat_template = settings.get("chat_template", CHAT_TEMPLATE)
     else:
         raise InputError(f"{folder} has no tokenizer; expected tokenizer.model or tokenizer.json")
-    special = ("bos_token", "eos_token", "unk_token", "pad_token")
     ours = {
-        **{name: token_text(settings[name]) for name in special if settings.get(name)},
+        **special_tokens(settings),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "chat_template": chat_template,
@@ -106,6 +106,12 @@ def build_tokenizer(model_file: Path, settings: dict[str, Any]) -> "Tokenizer":
             single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
         )
     return tokenizer
+
+
+def special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts of those special tokens that a tokenizer_config.json names."""
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    return {name: token_text(settings[name]) for name in names if settings.get(name)}
 
 
 def token_text(token: str | dict[str, str]) -> str:

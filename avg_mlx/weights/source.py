@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder here or on the Hugging Face Hub, in the authors' layout or in ours."""
+"""Where a model comes from: a folder here or on the Hugging Face Hub, in the authors' layout, the Hub's or ours."""
 
 import os
 import re
@@ -15,11 +15,14 @@ from ..files import read_json
 from ..model.avg_llava import Model
 from ..model.inventory import dtype_name, tensors_of
 from .demo import DEMO, demo_model
-from .pytorch import TOWER, UNUSED, Origin, origin
+from .hub import MODEL_TYPES, is_hub_config, translated
+from .pytorch import AUTHORS_LAYOUT, TOWER, UNUSED, Layout, Origin, hub_layout
 from .quantization import DTYPES, Dtype
 from .shards import Shards, open_shards
 
-HUB_FILES = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
+HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "*.bin", "tokenizer.model"]
+PLAIN = "projector.layers.0.bias"  # a tensor that any model has, and that is never quantized
+HEAD = "language_model.lm_head.weight"
 
 
 def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns: list[str] | None = None) -> Path:
@@ -55,7 +58,12 @@ class Source:
     folder: Path
     keys: dict[str, Any]  # the config, with the vision tower's in it, and with whether there is a router
     shards: Sequence[Shards]
-    converted: bool
+    layout: Layout | None = None  # None: the names are ours
+
+    @property
+    def converted(self) -> bool:
+        """Whether it is a folder that this package wrote."""
+        return self.layout is None
 
     @property
     def names(self) -> set[str]:
@@ -66,7 +74,7 @@ class Source:
     def dtype(self) -> Dtype:
         """The type that the config declares, or else the one that an unquantized tensor has."""
         declared = self.keys.get("torch_dtype")
-        return cast(Dtype, declared if declared in DTYPES else dtype_name(self.read("image_newline").dtype))
+        return cast(Dtype, declared if declared in DTYPES else dtype_name(self.read(PLAIN).dtype))
 
     def read(self, name: str) -> mx.array:
         """Return our tensor `name`, lazily."""
@@ -84,8 +92,8 @@ class Source:
         found = {name: shape for shards in self.shards for name, shape in shards.shapes.items()}
         surplus = found.keys() - expected.keys()
         if not self.converted:
-            tied = model.config.text["tie_word_embeddings"]
-            surplus = {n for n in surplus if not UNUSED.search(n) and not (tied and n.startswith("lm_head."))}
+            head = self._origin(HEAD).name if model.config.text["tie_word_embeddings"] else None
+            surplus = {name for name in surplus if not UNUSED.search(name) and name != head}
         misshapen = [n for n in sorted(expected.keys() & found.keys()) if expected[n] != found[n]]
         findings = {
             "missing": sorted(expected.keys() - found.keys()),
@@ -114,39 +122,64 @@ class Source:
             raise InputError(f"{found} (the first: {wrong[0]}); {remedy}")
 
     def _origin(self, name: str) -> Origin:
-        return Origin(name) if self.converted else origin(name)
+        return self.layout.origin(name) if self.layout else Origin(name)
 
 
 def open_source(path_or_repo: str | Path, revision: str | None = None) -> Source:
     """Find a checkpoint, its vision tower's config and, where its own weights lack the tower, the tower's weights.
 
-    Raises InputError if it is not an AVG-LLaVA checkpoint or is damaged, AvgMlxError if the Hub cannot be reached.
+    Raises InputError if it is not a LLaVA checkpoint that can be run or is damaged, AvgMlxError if the Hub cannot be
+    reached.
     """
     folder = find_folder(path_or_repo, revision, HUB_FILES)
     keys = read_json(folder / "config.json")
-    if keys.get("model_type") != MODEL_TYPE:
-        found = keys.get("model_type")
-        raise InputError(f"{folder} is a model of type {shown(found)}; give an AVG-LLaVA checkpoint ({MODEL_TYPE!r})")
+    if how := keys.get("quantization_config"):
+        method = how.get("quant_method") if isinstance(how, dict) else how
+        raise InputError(f"{folder} is quantized by {shown(method)}; give the original, which convert -q quantizes")
+    if is_hub_config(keys):
+        keys, shards = translated(folder, keys), open_shards(folder)
+        return Source(folder, keys | _has_router(shards), [shards], hub_layout(shards.shapes))
+    if keys.get("model_type") == "llava":  # the authors' first models
+        keys["model_type"] = "llava_llama"
+    if not MODEL_TYPE.fullmatch(str(keys.get("model_type"))):
+        raise InputError(
+            f"{folder} is a model of type {shown(keys.get('model_type'))}; give a LLaVA checkpoint: "
+            f"{', '.join(MODEL_TYPES)}, llava_llama, llava_mistral and their like"
+        )
     shards = open_shards(folder)
-    if "vision_config" in keys:
-        return Source(folder, keys, [shards], converted=True)
+    return Source(folder, keys, [shards]) if "vision_config" in keys else _authors_source(folder, keys, shards)
+
+
+def _authors_source(folder: Path, keys: dict[str, Any], shards: Shards) -> Source:
+    """Complete a config in the authors' layout with its tower's."""
     name = keys.get("mm_vision_tower")
     if not isinstance(name, str):
         raise InputError(f"{folder}/config.json has no mm_vision_tower to name the vision tower; download it again")
+    if keys.get("mm_use_im_start_end"):
+        raise InputError(f"{folder} has tokens around its images (mm_use_im_start_end), which cannot be run")
+    if "matryoshka_vis_token_scale" in keys:  # M3, whose granularities are AVG-LLaVA's by another name
+        keys.setdefault("vis_token_granularity", keys["matryoshka_vis_token_scale"])
     has_tower = any(tensor.startswith(TOWER) for tensor in shards.shapes)
-    keys["router_select"] = any(tensor.startswith("model.router.") for tensor in shards.shapes)
+    keys |= _has_router(shards)
     known = {} if os.path.isdir(folder / name) else KNOWN_TOWERS.get(name, {})
     if known and has_tower:
-        return Source(folder, {**keys, "vision_config": known}, [shards], converted=False)
+        return Source(folder, {**keys, "vision_config": known}, [shards], AUTHORS_LAYOUT)
     tower = _find_tower(folder, name, ["*.json"] if has_tower else HUB_FILES)
     keys["vision_config"] = known or _tower_config(tower)
-    return Source(folder, keys, [shards, *([] if has_tower else [open_shards(tower, TOWER)])], converted=False)
+    both = [shards, *([] if has_tower else [open_shards(tower, TOWER)])]
+    return Source(folder, keys, both, AUTHORS_LAYOUT)
+
+
+def _has_router(shards: Shards) -> dict[str, bool]:
+    return {"router_select": any(name.startswith("model.router.") for name in shards.shapes)}
 
 
 def _find_tower(folder: Path, name: str, patterns: list[str]) -> Path:
     """Return the folder of a vision tower, which lies in the checkpoint's `folder` or on the Hub."""
     if os.path.isdir(folder / name):
         return folder / name
+    if "siglip" in name.lower():
+        raise InputError(f"the vision tower is {printable(name)}, a SigLIP, but only CLIP's can be run")
     try:
         return find_folder(name, patterns=patterns)
     except AvgMlxError as error:
