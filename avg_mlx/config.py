@@ -108,12 +108,12 @@ class Config:
         """Parse a `config.json` that has the tower's config under `vision_config`; InputError says what is wrong."""
         text_model = _text_model(keys.get("model_type"))
         keys = {name: value for name, value in keys.items() if value is not None}
-        # mlx-lm's default is tied. A sliding window bounds the context, within which full attention is the same.
-        text = {"tie_word_embeddings": False, **keys, "model_type": text_model, "sliding_window": None}
-        text.pop("layer_types", None)
-        if "vision_config" not in keys:
+        text = {"tie_word_embeddings": False, **keys, "model_type": text_model}  # mlx-lm's default is tied
+        for name in ("sliding_window", "layer_types"):  # it bounds the context, in which full attention is the same
+            text.pop(name, None)
+        if "vision_config" not in keys or "text_config" in keys:
             raise InputError(
-                "this is a PyTorch checkpoint (its config has no vision_config); "
+                "this is a PyTorch checkpoint (a converted config.json has vision_config, and no text_config); "
                 "convert it first: avg-mlx convert --hf-path FOLDER"
             )
         _check(keys, "config.json", {**REQUIRED, **OPTIONAL}, required=REQUIRED)
@@ -126,7 +126,8 @@ class Config:
         _one_of("mm_vision_select_feature", keys.get("mm_vision_select_feature", "patch"), ("patch",))
         layout = _one_of("layout", keys.get("layout", "llava"), LAYOUTS)
         aspect = _one_of("image_aspect_ratio", keys["image_aspect_ratio"], ASPECTS)
-        merge, pinpoints = keys.get("mm_patch_merge_type", "flat"), ()
+        merge = keys.get("mm_patch_merge_type", "flat")
+        pinpoints: tuple[Pair, ...] = ()
         if aspect == "anyres":
             _one_of("mm_patch_merge_type", merge, ("spatial_unpad",))
             pinpoints = _pinpoints(keys.get("image_grid_pinpoints"), vision.image_size)
@@ -207,6 +208,7 @@ OPTIONAL: dict[str, Any] = {
     **dict.fromkeys(("rope_theta", "tokenizer_model_max_length"), float),  # transformers writes 10³⁰ for no limit
     **dict.fromkeys(("mm_projector_type", "mm_patch_merge_type"), str),
     "eos_token_id": list[int],
+    "layer_types": list[str],
 }
 QUANTIZATION: dict[str, Any] = {"group_size": int, "bits": int, "mode": str}  # MLX divides by the first two
 IN_WORDS: dict[Any, str] = {
@@ -218,6 +220,7 @@ IN_WORDS: dict[Any, str] = {
     dict: "an object",
     tuple[float, float, float]: "a list of three numbers",
     list[int]: "a token's number or a list of them",
+    list[str]: "a list of names",
 }
 
 
@@ -245,6 +248,8 @@ def _is(kind: Any, value: Any) -> bool:
         return finite == [True] * 3
     if kind == list[int]:
         return all(_is(range, number) for number in (value if isinstance(value, list) else [value]))
+    if kind == list[str]:
+        return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
     return isinstance(value, kind)
 
 
@@ -266,7 +271,7 @@ def _frozen(value: Any) -> Any:
 def _text_model(model_type: Any) -> str:
     match = MODEL_TYPE.fullmatch(model_type) if isinstance(model_type, str) else None
     if not match:
-        raise InputError(f"model_type is {shown(model_type)}, but only LLaVA's, such as 'llava_llama', can be run")
+        raise InputError(f"model_type is {shown(model_type)}, but only 'llava_llama' and its like can be run")
     return match[1]
 
 

@@ -42,7 +42,6 @@ def refusal(folder: Path) -> str:
     [
         {"num_hidden_layers": 10**6},
         {"num_hidden_layers": 10**9},
-        {"layer_types": ["full_attention"] * 10**4},
         {"mm_projector_type": "mlp10000000x_gelu"},
         {"image_grid_pinpoints": [[6_400_000 * 336, 336]]},
         {"image_grid_pinpoints": [[336, 336]] * 10**4},

@@ -91,12 +91,12 @@ def test_folder_that_is_no_model(refuse, tmp_path):
     assert refuse(CHECKPOINT / "config.json").startswith(f"{CHECKPOINT}/config.json is a file; ")
 
 
-@pytest.mark.parametrize("model_type", ["llama", "llava", None])
+@pytest.mark.parametrize("model_type", ["llama", "paligemma", None, "llava_onevision", "llava_next_video"])
 def test_model_of_another_type(refuse, checkpoint, model_type):
-    change_keys(checkpoint / "config.json", model_type=model_type)
+    change_keys(checkpoint / "config.json", model_type=model_type, text_config={"model_type": "llama"})
     line = refuse(checkpoint)
-    assert line.startswith(f"{checkpoint} is a model of type {model_type!r}; give an AVG-LLaVA checkpoint")
-    assert "'llava_llama'" in line
+    assert line.startswith(f"{checkpoint} is a model of type {model_type!r}; give a LLaVA checkpoint: llava_next, ")
+    assert "llava_llama" in line
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"7"])

@@ -108,9 +108,7 @@ def may_fit(tokenizer: Tokenizer, characters: int, positions: int) -> bool:
     return characters <= positions or characters <= positions * max(map(len, (PLACEHOLDER, *tokenizer.get_vocab())))
 
 
-def render(
-    tokenizer: Tokenizer, messages: Messages, awaits_answer: bool, enclose: Callable[[str], str] = str
-) -> str:
+def render(tokenizer: Tokenizer, messages: Messages, awaits_answer: bool, enclose: Callable[[str], str] = str) -> str:
     """Return a conversation as text, as the tokenizer's chat template writes it. Each text is given to `enclose`."""
 
     def write(contents: list[Any]) -> str:

@@ -80,8 +80,9 @@ class Model(nn.Module):
         patch_grid = self.config.vision.patch_grid
         chosen = pool(features, granularity, patch_grid)
         grid = token_grid(granularity, patch_grid)
-        newline = self.get("image_newline")
-        return pack(chosen, grid, crops.crop_grid, crops.image_size, newline, self.config.rounds)
+        if not self.config.has_newline:
+            return chosen[0]
+        return pack(chosen, grid, crops.crop_grid, crops.image_size, self.image_newline, self.config.rounds)
 
     def splice(self, ids: Sequence[int], text: mx.array, visual_tokens: Sequence[mx.array]) -> mx.array:
         """Put each image's visual tokens in its placeholder's place among the text embeddings: (positions, D)."""

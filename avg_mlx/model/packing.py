@@ -6,13 +6,13 @@ from ..geometry import Pair, unpad_bounds
 
 
 def pack(
-    features: mx.array, grid: Pair, crop_grid: Pair, image_size: Pair, newline: mx.array | None, rounds: bool = False
+    features: mx.array, grid: Pair, crop_grid: Pair, image_size: Pair, newline: mx.array, rounds: bool = False
 ) -> mx.array:
     """Turn one image's features, (crops, tokens, D) with the base crop first, into (visual tokens, D).
 
     grid: a crop's (rows, columns) of tokens. crop_grid: (rows, columns) of local crops; with (0, 0) there is only the
-    base crop, whose tokens are returned as they are. image_size: (height, width) of the original. newline: (D,), which
-    only local crops need. rounds: see `unpad_bounds`.
+    base crop, whose tokens are returned as they are. image_size: (height, width) of the original. newline: (D,).
+    rounds: see `unpad_bounds`.
     """
     base, local = features[0], features[1:]
     if crop_grid == (0, 0):

@@ -4,6 +4,7 @@ What a config leaves out are the defaults of transformers' own config classes, w
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from ..config import MAX_LAYERS, VisionConfig
 from ..errors import InputError, printable, shown
 from ..files import MAX_TOKENIZER, read_file, read_json
 from ..inputs.prompt import PLACEHOLDER
-from .side_files import PROCESSOR, copies, preprocessor_config
 from .sentencepiece import special_tokens, tokenizer_settings
+from .side_files import PROCESSOR, copies, preprocessor_config
 from .writing import Content
 
 MODEL_TYPES = {"llava_next": "LlavaNext", "llava": "Llava"}
 ADAPTIVE = ("vis_token_granularity", "filtered_text_num")  # ours, which transformers passes over
+NOT_TEXT = re.compile(rf"mm_.*|image_.*|{'|'.join(ADAPTIVE)}|layout|router_select|torch_dtype|vision_config")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
 
 # What the Hub's configs may say, where only one thing can be run.
@@ -77,8 +79,7 @@ def hub_files(folder: Path, keys: Mapping[str, Any], vision: VisionConfig) -> di
     anyres = keys["image_aspect_ratio"] == "anyres"
     name = MODEL_TYPES["llava_next" if anyres else "llava"]
     pinpoints = {"image_grid_pinpoints": _swapped(keys["image_grid_pinpoints"])} if anyres else {}
-    ours = {name for name in keys if name.startswith(("mm_", "image_"))} | {*ADAPTIVE, "layout", "router_select", "torch_dtype"}
-    text_type = keys["model_type"].removeprefix("llava_")
+    text = {name: value for name, value in keys.items() if not NOT_TEXT.fullmatch(name)}
     config = {
         **{name: keys[name] for name in ADAPTIVE if name in keys},
         **pinpoints,
@@ -90,7 +91,7 @@ def hub_files(folder: Path, keys: Mapping[str, Any], vision: VisionConfig) -> di
         "tie_word_embeddings": keys["tie_word_embeddings"],
         "vision_feature_layer": keys["mm_vision_select_layer"],
         "vision_feature_select_strategy": "default",
-        "text_config": {n: v for n, v in keys.items() if n not in ours | {"vision_config"}} | {"model_type": text_type},
+        "text_config": text | {"model_type": keys["model_type"].removeprefix("llava_")},
         "vision_config": {**keys["vision_config"], "model_type": "clip_vision_model"},
     }
     processor = {"llava_next": "LlavaNextImageProcessor", "pad": "LlavaImageProcessor", "crop": "CLIPImageProcessor"}
@@ -117,7 +118,9 @@ def hub_tokenizer_files(folder: Path, keys: Mapping[str, Any]) -> dict[str, Cont
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise InputError(f"{folder} has no tokenizer.json; save one there: AutoTokenizer.from_pretrained, save_pretrained")
+        raise InputError(
+            f"{folder} has no tokenizer.json; save one there: AutoTokenizer.from_pretrained, save_pretrained"
+        )
     tokenizer, index = read_json(file, limit=MAX_TOKENIZER), keys["image_token_index"]
     added = tokenizer.get("added_tokens")
     tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []

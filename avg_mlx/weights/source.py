@@ -133,7 +133,7 @@ def open_source(path_or_repo: str | Path, revision: str | None = None) -> Source
     """
     folder = find_folder(path_or_repo, revision, HUB_FILES)
     keys = read_json(folder / "config.json")
-    if how := keys.get("quantization_config"):
+    if (how := keys.get("quantization_config")) and "quantization" not in keys:
         method = how.get("quant_method") if isinstance(how, dict) else how
         raise InputError(f"{folder} is quantized by {shown(method)}; give the original, which convert -q quantizes")
     if is_hub_config(keys):
@@ -141,7 +141,7 @@ def open_source(path_or_repo: str | Path, revision: str | None = None) -> Source
         return Source(folder, keys | _has_router(shards), [shards], hub_layout(shards.shapes))
     if keys.get("model_type") == "llava":  # the authors' first models
         keys["model_type"] = "llava_llama"
-    if not MODEL_TYPE.fullmatch(str(keys.get("model_type"))):
+    if "text_config" in keys or not MODEL_TYPE.fullmatch(str(keys.get("model_type"))):
         raise InputError(
             f"{folder} is a model of type {shown(keys.get('model_type'))}; give a LLaVA checkpoint: "
             f"{', '.join(MODEL_TYPES)}, llava_llama, llava_mistral and their like"
