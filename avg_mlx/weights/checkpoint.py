@@ -146,13 +146,15 @@ def load_tokenizer(folder: Path, keys: Mapping[str, Any]) -> Tokenizer:
             check_file(file, remedy, MAX_TOKENIZER)
     with tokenizer_errors(f"{folder} has no usable tokenizer", remedy), _quiet_transformers():
         from mlx_lm.tokenizer_utils import load
+        from transformers import PretrainedConfig
 
         if not (folder / "tokenizer.json").is_file():
             raise InputError("there is no tokenizer.json")
         check_tokenizer(read_json(folder / "tokenizer.json", limit=MAX_TOKENIZER))
         # Otherwise transformers asks on standard input whether to run the folder's code, and mlx-lm runs its own.
         never = {"trust_remote_code": False, "chat_template_type": None, "tool_parser_type": None}
-        tokenizer: Any = load(folder, never, eos_token_ids=keys.get("eos_token_id"))
+        own = {"config": PretrainedConfig()}  # transformers would read config.json, and look for what it knows there
+        tokenizer: Any = load(folder, never | own, eos_token_ids=keys.get("eos_token_id"))
         if not tokenizer.has_chat_template:
             raise InputError("there is no chat template")
         check_tokenizer(parts_of(tokenizer.backend_tokenizer))  # transformers may have built others
