@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .errors import InputError, shown
-from .geometry import Pair, best_resolution, token_grid, visual_token_count
+from .geometry import Pair, best_resolution, poolings, token_grid, visual_token_count
 
 MODEL_TYPE = re.compile(r"llava_([a-z0-9_]{1,40})")  # the authors' way to name the language model, by mlx-lm's name
 LAYOUTS = ("llava", "transformers")  # where a checkpoint comes from: its authors' code, or the Hub's conversions
@@ -307,13 +307,21 @@ def _granularities(given: Any, patch_grid: Pair) -> tuple[int, ...]:
     for g in values:
         whole = type(g) is int and 0 < g <= math.prod(patch_grid)
         if not whole or math.prod(token_grid(g, patch_grid)) != g:
-            raise InputError(f"granularity {shown(g)} does not pool a crop of {patch_grid[0]}×{patch_grid[1]} patches")
+            choices = ", ".join(map(str, poolings(patch_grid)))
+            grid = f"{patch_grid[0]}×{patch_grid[1]}"
+            raise InputError(f"granularity {shown(g)} does not pool a crop of {grid} patches; choose from {choices}")
     if not values or len(set(values)) < len(values):
         raise InputError(
             f"vis_token_granularity is {shown(given)}, but one or more different numbers are expected, "
             f"at most {MAX_ENTRIES}"
         )
     return values
+
+
+def default_granularities(patch_grid: Pair) -> list[int]:
+    """Return a crop's patches, and their half, quarter, eighth and sixteenth, as far as the grid can be pooled."""
+    patches = math.prod(patch_grid)
+    return [g for g in poolings(patch_grid) if patches / g in (1, 2, 4, 8, 16)]
 
 
 def _pinpoints(values: Any, crop_size: int) -> tuple[Pair, ...]:

@@ -57,6 +57,12 @@ def token_grid(granularity: int, patch_grid: Pair) -> Pair:
     return patch_grid[0] // kernel[0], patch_grid[1] // kernel[1]
 
 
+def poolings(patch_grid: Pair) -> list[int]:
+    """Return all granularities that a patch grid can be pooled to, the coarsest first."""
+    patches = patch_grid[0] * patch_grid[1]
+    return [g for g in range(1, patches + 1) if math.prod(token_grid(g, patch_grid)) == g]
+
+
 def unpad_bounds(grid: Pair, image_size: Pair, rounds: bool = False) -> tuple[slice, slice]:
     """Return the rows and columns of `grid` that show the image and not the black bars around it.
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from avg_mlx.geometry import (
     best_resolution,
+    fill_square,
     fit_within,
     pooling_kernel,
+    poolings,
     token_grid,
     unpad_bounds,
     visual_token_count,
@@ -156,3 +158,61 @@ def test_golden_crops_and_sequence_lengths(case):
     assert 1 + crop_grid[0] * crop_grid[1] == case["num_crops"]
     counts = [visual_token_count(g, (24, 24), crop_grid, image_size) for g in GRANULARITIES]
     assert [case["prompt_tokens"] + count for count in counts] == case["sequence_lengths"]
+
+
+@given(image_sizes, st.tuples(st.integers(1, 100), st.integers(1, 100)))
+@example((748, 352), (72, 48))
+def test_rounding_keeps_a_row_or_column_only_where_truncation_loses_it_to_a_division(image_size, grid):
+    """The authors' unpadding and transformers' agree but for sizes that are whole numbers, in exact arithmetic."""
+    ours, theirs = unpad_bounds(grid, image_size), unpad_bounds(grid, image_size, rounds=True)
+    (height, width), (rows, columns) = image_size, grid
+    by_rows = width / height > columns / rows
+    exact = Fraction(height * columns, width) if by_rows else Fraction(width * rows, height)
+    if abs(exact - round(exact)) > 1e-6:
+        assert ours == theirs
+    for one, other, full in zip(ours, theirs, grid, strict=True):
+        assert other.start <= one.start
+        assert (other.stop, one.stop) == (full - other.start, full - one.start)
+        assert one.start - other.start <= 1
+
+
+def test_few_sizes_are_unpadded_in_another_way():
+    """Of all sizes up to 840 pixels whose sides are multiples of 4, at LLaVA-NeXT's crops and 24×24 patches."""
+
+    def bounds(size, rounds):
+        height, width = best_resolution(size, RELEASED)
+        return unpad_bounds((height // 14, width // 14), size, rounds)
+
+    sizes = [(height, width) for height in range(4, 841, 4) for width in range(4, 841, 4)]
+    others = [size for size in sizes if bounds(size, False) != bounds(size, True)]
+    assert others == [(352, 748), (352, 836), (396, 704), (704, 396), (748, 352), (836, 352)]
+
+
+@given(image_sizes, st.permutations(RELEASED))
+def test_the_order_of_pinpoints_matters_for_ties_alone(image_size, others):
+    one, other = best_resolution(image_size, RELEASED), best_resolution(image_size, others)
+
+    def kept(resolution):
+        height, width = fit_exactly(image_size, resolution)
+        return min(height * width, image_size[0] * image_size[1]), resolution[0] * resolution[1]
+
+    assert kept(one) == kept(other)
+
+
+def fit_exactly(image_size, resolution):
+    scale = min(resolution[1] / image_size[1], resolution[0] / image_size[0])
+    return int(image_size[0] * scale), int(image_size[1] * scale)
+
+
+@given(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), st.integers(1, 400))
+def test_filling_a_square_keeps_the_aspect_to_a_pixel(image_size, side):
+    height, width = fill_square(image_size, side)
+    assert min(height, width) == side
+    scale = Fraction(side, min(image_size))
+    assert height <= image_size[0] * scale < height + 1
+    assert width <= image_size[1] * scale < width + 1
+
+
+@pytest.mark.parametrize("grid", POOLING)
+def test_the_poolings_of_a_grid(grid):
+    assert poolings(grid) == list(POOLING[grid])

@@ -1,4 +1,4 @@
-"""`avg-mlx convert` turns a PyTorch AVG-LLaVA checkpoint into an MLX folder."""
+"""`avg-mlx convert` turns a LLaVA or AVG-LLaVA checkpoint for PyTorch into an MLX folder."""
 
 import argparse
 import re
@@ -23,13 +23,17 @@ def main(arguments: list[str] | None = None, prog: str = "convert.py") -> int:
 
 
 def build_parser(prog: str) -> Parser:
-    parser = Parser(prog=prog, description="Convert a PyTorch AVG-LLaVA checkpoint to an MLX folder.")
+    parser = Parser(prog=prog, description="Convert a LLaVA or AVG-LLaVA checkpoint for PyTorch to an MLX folder.")
     add = parser.add_argument
     add("--hf-path", "--model", required=True, help="checkpoint folder or Hub repository, or a converted folder")
     add("--revision", help="branch, tag or commit of the Hub repository")
     add("--mlx-path", default="mlx_model", help="folder to write, which must not exist yet (default: %(default)s)")
     add("--dtype", choices=DTYPES, help="type of all that is not quantized (default: the checkpoint's)")
     add("-d", "--dequantize", action="store_true", help="dequantize a converted folder")
+    help = (
+        "make a plain model ready to become adaptive: visual tokens per crop (default: a sixteenth up to all patches)"
+    )
+    add("--granularities", type=int, nargs="*", metavar="G", help=help)
     add("--upload-repo", metavar="OWNER/NAME", help="upload the folder to this repository on the Hugging Face Hub too")
     group = parser.add_argument_group("quantization")
     group.add_argument("-q", "--quantize", action="store_true", help="quantize the language model")
@@ -68,6 +72,7 @@ def convert(args: argparse.Namespace) -> None:
             quantization=quantization,
             dequantize=args.dequantize,
             dtype=args.dtype,
+            granularities=args.granularities,
             progress=bar.show,
         )
     print(parts_table(parts))

@@ -134,17 +134,19 @@ class TypedEmbedding(nn.QuantizedEmbedding):
         return embedded.astype(self.dtype())
 
 
-def load_tokenizer(folder: Path, keys: Mapping[str, Any]) -> Tokenizer:
+def load_tokenizer(
+    folder: Path, keys: Mapping[str, Any], *, name: Path | None = None, remedy: str = "convert the checkpoint again"
+) -> Tokenizer:
     """Load mlx-lm's tokenizer wrapper, which stops at the end-of-sequence tokens of config `keys`.
 
-    Raises InputError if the tokenizer is damaged or has no bound, or if its chat template loses what is said.
+    Raises InputError if the tokenizer is damaged or has no bound, or if its chat template loses what is said. It ends
+    with the `remedy`, and calls the folder `name`.
     """
-    remedy = "convert the checkpoint again"
     tokenizer_settings(folder)
     for file in folder.iterdir():
         if file.suffix in TOKENIZER_SUFFIXES:
             check_file(file, remedy, MAX_TOKENIZER)
-    with tokenizer_errors(f"{folder} has no usable tokenizer", remedy), _quiet_transformers():
+    with tokenizer_errors(f"{name or folder} has no usable tokenizer", remedy), _quiet_transformers():
         from mlx_lm.tokenizer_utils import load
         from transformers import PretrainedConfig
 

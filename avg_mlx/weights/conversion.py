@@ -1,17 +1,23 @@
 """A checkpoint becomes a converted folder, one tensor at a time."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+from ..config import VisionConfig, default_granularities
 from ..errors import AvgMlxError, InputError
 from ..model.inventory import Part, parts_of, sizes_of
 from ..progress import Progress, silent
+from .checkpoint import load_tokenizer
 from .hub import hub_tokenizer_files
 from .quantization import DTYPES, Dtype, Quantization
 from .recasting import Recasting
 from .sentencepiece import tokenizer_files
 from .side_files import PROCESSOR, converted_files, preprocessor_config
-from .source import first_line, open_source
-from .writing import SHARD_BYTES, free_path, write_folder
+from .source import Source, first_line, open_source
+from .writing import SHARD_BYTES, Content, free_path, write_file, write_folder
 
 
 def convert(
@@ -22,14 +28,17 @@ def convert(
     quantization: Quantization | None = None,
     dequantize: bool = False,
     dtype: Dtype | None = None,
+    granularities: Sequence[int] | None = None,
     progress: Progress = silent,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[Part]:
     """Write a checkpoint folder or Hub repository as a converted model to `mlx_path`, which must not exist yet.
 
-    hf_path: a checkpoint in the authors' PyTorch layout, or a converted one to quantize, dequantize or recast. dtype:
-    the type of all that is not quantized; by default the checkpoint's own. `mlx_path` appears only when it is
-    complete. Returns the model's parts. Raises InputError or AvgMlxError, and then leaves nothing behind.
+    hf_path: a LLaVA or AVG-LLaVA checkpoint in its authors' layout or the Hub's, or a converted one to quantize,
+    dequantize or recast. dtype: the type of all that is not quantized; by default the checkpoint's own. granularities:
+    give a model without a router these, so that it can be made adaptive; an empty list is for the tower's usual ones.
+    `mlx_path` appears only when it is complete. Returns the model's parts. Raises InputError or AvgMlxError, and then
+    leaves nothing behind.
     """
     destination = free_path(mlx_path)
     if quantization and dequantize:
@@ -37,15 +46,37 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; choose from {', '.join(DTYPES)}")
     source = open_source(hf_path, revision)
+    if granularities is not None:
+        source = _regranulated(source, granularities)
     result = Recasting(source, dtype, dequantize, quantization)
     files = converted_files(source.folder, hf_path, result.keys)
     if not source.converted:
         hub = result.target.config.layout == "transformers"
-        files |= hub_tokenizer_files(source.folder, result.keys) if hub else tokenizer_files(source.folder)
+        tokenizer = hub_tokenizer_files(source.folder, result.keys) if hub else tokenizer_files(source.folder)
+        _try_tokenizer(source.folder, tokenizer, result.keys)
+        files |= tokenizer
         files[PROCESSOR] = preprocessor_config(result.target.config.vision)
     sizes = sizes_of(result.target)
     write_folder(destination, files, result.tensors(), sizes, progress=progress, shard_bytes=shard_bytes)
     return parts_of(result.target)
+
+
+def _try_tokenizer(origin: Path, files: Mapping[str, Content], keys: Mapping[str, Any]) -> None:
+    """Raise InputError if the tokenizer in `files` will not be usable, or if its chat template loses what is said."""
+    with TemporaryDirectory() as folder:
+        for name, content in files.items():
+            write_file(Path(folder) / name, content)
+        load_tokenizer(Path(folder), keys, name=origin, remedy="download its tokenizer files again")
+
+
+def _regranulated(source: Source, granularities: Sequence[int]) -> Source:
+    if source.keys["router_select"]:
+        raise InputError(
+            f"{source.folder} has a router, which knows its own granularities only; leave granularities out"
+        )
+    vision = VisionConfig.from_dict(source.keys["vision_config"])
+    chosen = list(granularities) or default_granularities(vision.patch_grid)
+    return replace(source, keys={"filtered_text_num": 32, **source.keys, "vis_token_granularity": chosen})
 
 
 def upload(folder: str | Path, repo: str) -> str:

@@ -158,7 +158,7 @@ def _authors_source(folder: Path, keys: dict[str, Any], shards: Shards) -> Sourc
     if keys.get("mm_use_im_start_end"):
         raise InputError(f"{folder} has tokens around its images (mm_use_im_start_end), which cannot be run")
     if "matryoshka_vis_token_scale" in keys:  # M3, whose granularities are AVG-LLaVA's by another name
-        keys.setdefault("vis_token_granularity", keys["matryoshka_vis_token_scale"])
+        keys["vis_token_granularity"] = keys["matryoshka_vis_token_scale"]
     has_tower = any(tensor.startswith(TOWER) for tensor in shards.shapes)
     keys |= _has_router(shards)
     known = {} if os.path.isdir(folder / name) else KNOWN_TOWERS.get(name, {})

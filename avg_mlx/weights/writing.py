@@ -50,7 +50,7 @@ def write_folder(
     """
     with _appearing(destination, sum(sizes.values())) as folder:
         for name, content in files.items():
-            _write_file(folder / name, content)
+            write_file(folder / name, content)
         _write_shards(folder, tensors, sizes, progress, shard_bytes, framework)
 
 
@@ -102,7 +102,8 @@ def _lock(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _write_file(file: Path, content: Content) -> None:
+def write_file(file: Path, content: Content) -> None:
+    """Write or copy one file, whose folder is made if it is missing."""
     file.parent.mkdir(exist_ok=True)
     if isinstance(content, Path):
         shutil.copyfile(content, file)
