@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 import mlx.core as mx
 import pytest
+from conftest import write_checkpoint
 
+from avg_mlx import convert, load
 from avg_mlx.bench.cost import PARTS, PREFILL_STEP, Cost, Work
 from avg_mlx.bench.presets import preset_keys
 from avg_mlx.config import Config
@@ -114,6 +116,15 @@ def computed(function: Callable, *arguments: mx.array) -> int:
 
     mx.export_function(count, function, *arguments)
     return sum(products)
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral", "qwen2"])
+def tiny(request, tmp_path_factory):
+    """(model, tokenizer) of TINY sizes, with each language model."""
+    folder = tmp_path_factory.mktemp(request.param)
+    write_checkpoint(folder / "checkpoint", {"model_type": f"llava_{request.param}"})
+    convert(folder / "checkpoint", folder / "model")
+    return load(folder / "model")
 
 
 @pytest.fixture(scope="module")

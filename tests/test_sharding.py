@@ -20,7 +20,11 @@ from avg_mlx.model.inventory import tensors_of
 from avg_mlx.weights.sharding import Agreed, shard
 
 PHOTO = Path(__file__).parent / "photos" / "chelsea.jpg"
-MODELS = {"float32": None, "4 bits": Quantization(bits=4, group_size=32, router_bits=8)}
+MODELS = {
+    "float32": ("llava_llama", None),
+    "4 bits": ("llava_llama", Quantization(bits=4, group_size=32, router_bits=8)),
+    "qwen2": ("llava_qwen2", None),
+}
 LOOKS = {"adaptive": [], "forced": ["--granularity", "16"]}
 SAMPLING = {"greedy": [], "sampled": ["--temp", "1", "--seed", "7"]}
 REFUSED = {
@@ -62,9 +66,10 @@ def bytes_of(model: nn.Module) -> int:
 def models(tiny_folder, tmp_path_factory) -> Path:
     """A folder of models that two processes can share, and of one that they cannot."""
     home = tmp_path_factory.mktemp("models")
-    write_checkpoint(home / "checkpoint", {"num_key_value_heads": 2, "intermediate_size": 128})
-    for name, quantization in MODELS.items():
-        convert(home / "checkpoint", home / name, quantization=quantization)
+    for name, (model_type, quantization) in MODELS.items():
+        changes = {"model_type": model_type, "num_key_value_heads": 2, "intermediate_size": 128}
+        write_checkpoint(home / f"{name} checkpoint", changes)
+        convert(home / f"{name} checkpoint", home / name, quantization=quantization)
     (home / "tiny").symlink_to(tiny_folder)
     return home
 
@@ -177,7 +182,7 @@ def test_unequal_shares_are_refused_with_the_numbers_that_do(model, processes, m
 def test_groups_of_quantized_weights_are_not_torn(tmp_path):
     """With 3 groups of 32 inputs, half of the 96 inputs is no whole number of groups."""
     write_checkpoint(tmp_path / "checkpoint", {"num_key_value_heads": 2})
-    convert(tmp_path / "checkpoint", tmp_path / "model", quantization=MODELS["4 bits"])
+    convert(tmp_path / "checkpoint", tmp_path / "model", quantization=MODELS["4 bits"][1])
     with pytest.raises(InputError, match=r"96 feed-forward units, 1 quantization groups.*; start 1$"):
         shard(load(tmp_path / "model")[0], group_of(2))
 

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_golden_llava import GOLDEN, Case
+from conftest import write_checkpoint
+from test_golden_llava import GOLDEN, Case, renamed
 
-from avg_mlx import convert, generate, load
+from avg_mlx import Quantization, convert, generate, load
 from avg_mlx.inputs.image import make_crops
 from avg_mlx.inputs.image_io import read_image
 from avg_mlx.inputs.prompt import build_messages, encode_messages
+from avg_mlx.training.options import InstructOptions, RouterOptions
+from avg_mlx.training.stages import train_instruct, train_router
+from avg_mlx.weights.exporting import export
+from avg_mlx.weights.fusing import fuse
 
 TOLERANCE = 1e-3
 SIZES = {
@@ -60,8 +65,6 @@ def sparse(checkpoint: Path) -> None:
 
 def old(checkpoint: Path) -> None:
     """With the names of transformers 4, and its rope_theta."""
-    from test_golden_llava import renamed
-
     renamed(checkpoint, ("vision_tower.", "vision_tower.vision_model."))
     keys = json.loads((checkpoint / "config.json").read_text())
     rope = keys["text_config"].pop("rope_parameters")
@@ -100,3 +103,44 @@ def test_logits_and_greedy_tokens(made, spelling, tmp_path):
         new = tokens[0, inputs["input_ids"].shape[1] :].tolist()
         assert list(answer.token_ids) == new[: len(answer.token_ids)]
         assert len(answer.token_ids) == 16 or answer.token_ids[-1] in tokenizer.eos_token_ids
+
+
+@pytest.mark.slow
+def test_an_export_is_what_transformers_loads(made, tmp_path):
+    import torch
+    from PIL import Image
+    from transformers import AutoProcessor, LlavaNextForConditionalGeneration
+
+    checkpoint, theirs, processor = made
+    convert(checkpoint, tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "exported")
+    again = LlavaNextForConditionalGeneration.from_pretrained(tmp_path / "exported").eval()
+    processor_again = AutoProcessor.from_pretrained(tmp_path / "exported", backend="pil")
+    case = Case("next", 0)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": case.said["prompt"]}]}]
+    assert processor_again.apply_chat_template(messages, add_generation_prompt=True) == case.said["text"]
+    with torch.no_grad():
+        one, other = (
+            model(**read(text=case.said["text"], images=Image.open(case.image).convert("RGB"), return_tensors="pt"))
+            for model, read in ((theirs, processor), (again, processor_again))
+        )
+    assert torch.allclose(one.logits, other.logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TEXT_MODELS)
+def test_a_model_is_trained_fused_quantized_and_asked(name, data, tmp_path):
+    """Without transformers: every part of this package with every language model."""
+    write_checkpoint(tmp_path / "checkpoint", {"model_type": f"llava_{name}", "router_select": None, "head_dim": 32})
+    convert(tmp_path / "checkpoint", tmp_path / "model")
+    shared = {"model": str(tmp_path / "model"), "data": data, "iters": 1, "learning_rate": 1e-3}
+    train_instruct(InstructOptions(**shared, adapter_path=tmp_path / "instruct"))
+    train_router(RouterOptions(**shared, adapter_path=tmp_path / "router", base_adapters=tmp_path / "instruct"))
+    fuse(tmp_path / "model", tmp_path / "router", tmp_path / "fused")
+    convert(tmp_path / "fused", tmp_path / "quantized", quantization=Quantization(bits=4, group_size=32))
+    trained = load(tmp_path / "model", adapter_path=tmp_path / "router")
+    answers = [
+        generate(*each, "What is this?", data.parent / "wide.png", max_tokens=4)
+        for each in (trained, load(tmp_path / "fused"), load(tmp_path / "quantized"))
+    ]
+    assert answers[0].token_ids == answers[1].token_ids
+    assert all(answer.views[0].source == "router" for answer in answers)

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import KNOWN_TOWERS, MODEL_TYPE, Config
+from ..config import KNOWN_TOWERS, Config
 from ..files import write_json
 from ..inputs.prompt import CHAT_TEMPLATE
 from ..inputs.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ SHAPES = {
     "7b": _shapes({}, vocab_size=32000, hidden=4096, intermediate=11008, layers=32, heads=32),  # as released
 }
 KEYS: dict[str, Any] = {
-    "model_type": MODEL_TYPE,
+    "model_type": "llava_llama",
     "bos_token_id": 1,
     "eos_token_id": 2,
     "rms_norm_eps": 1e-5,
