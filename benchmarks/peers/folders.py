@@ -1,34 +1,26 @@
-"""One set of random weights as two model folders: this project's, and mlx-vlm's `llava_next`.
+"""One set of random weights as three model folders: this project's, a `llava_next` of the Hub's, and that converted.
 
-    python folders.py PRESET DTYPE FOLDER      # writes FOLDER/ours, FOLDER/theirs, image.jpg and question.txt
+    python folders.py PRESET DTYPE FOLDER      # writes FOLDER/ours, theirs, converted, image.jpg and question.txt
 
-Both read the same tokenizer, one token a word. The layer of the tower that nobody uses is a copy of the one before it.
+All read the same tokenizer, one token a word. The layer of the tower that nobody uses is a copy of the one before it.
 """
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from avg_mlx import convert
 from avg_mlx.bench.measure import prompt_of, synthetic_image
 from avg_mlx.bench.presets import KEYS, preset_keys, random_model, word_tokenizer
 from avg_mlx.config import Config
 from avg_mlx.files import read_json, write_json
 from avg_mlx.model.inventory import tensors_of
-from avg_mlx.weights.pytorch import TOWER, origin
+from avg_mlx.weights.pytorch import HUB_LAYOUT
 from avg_mlx.weights.side_files import preprocessor_config
 
 IMAGE_TOKEN = "<image>"
-# From the authors' names to those of transformers' LLaVA-NeXT before its fourth version, which mlx-vlm reads.
-RENAMES = (
-    (rf"^{re.escape(TOWER)}", "vision_tower."),
-    (r"^model\.mm_projector\.0\.", "multi_modal_projector.linear_1."),
-    (r"^model\.mm_projector\.2\.", "multi_modal_projector.linear_2."),
-    (r"^model\.image_newline$", "image_newline"),
-    (r"^(model\.|lm_head\.)", r"language_model.\1"),
-)
 
 
 def main() -> None:
@@ -40,6 +32,7 @@ def main() -> None:
     write_folder(home / "ours", keys, tensors, tokenizer)
     write_folder(home / "theirs", their_keys(keys, image_token), their_tensors(keys, tensors), tokenizer)
     write_processor(home / "theirs", keys, image_token)
+    convert(home / "theirs", home / "converted")
     (home / "image.jpg").write_bytes(synthetic_image(800, 600))
     (home / "question.txt").write_text(prompt_of(tokenizer, 60))
 
@@ -65,15 +58,16 @@ def their_keys(keys: dict[str, Any], image_token: int) -> dict[str, Any]:
         "image_token_index": image_token,
         "vocab_size": keys["vocab_size"],
         "eos_token_id": KEYS["eos_token_id"],
-        "image_grid_pinpoints": keys["image_grid_pinpoints"],
+        "image_grid_pinpoints": [[height, width] for width, height in keys["image_grid_pinpoints"]],
         "vision_feature_layer": keys["mm_vision_select_layer"],
         "vision_feature_select_strategy": "default",
     }
 
 
 def their_tensors(keys: dict[str, Any], tensors: dict[str, mx.array]) -> dict[str, mx.array]:
-    """The same arrays by mlx-vlm's names, without the router."""
-    theirs = {their_name(name): array for name, array in tensors.items() if not name.startswith("router.")}
+    """The same arrays by the Hub's names, without the router."""
+    kept = [(HUB_LAYOUT.origin(name), array) for name, array in tensors.items() if not name.startswith("router.")]
+    theirs = {place.name: place.give(array) for place, array in kept}
     used = Config.from_dict(keys).vision_layers
     layer = "vision_tower.vision_model.encoder.layers.{}."
     copies = {
@@ -85,13 +79,6 @@ def their_tensors(keys: dict[str, Any], tensors: dict[str, mx.array]) -> dict[st
     norm = "vision_tower.vision_model.{}.{}"
     copies |= {norm.format("post_layernorm", n): theirs[norm.format("pre_layrnorm", n)] for n in ("weight", "bias")}
     return theirs | copies
-
-
-def their_name(name: str) -> str:
-    name = origin(name).name
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def write_processor(folder: Path, keys: dict[str, Any], image_token: int) -> None:

@@ -1,4 +1,4 @@
-"""This project against mlx-vlm's `llava_next` and a bare mlx-lm Llama, with the same random weights: a Markdown table.
+"""This project against mlx-vlm's `llava_next` and a bare mlx-lm Llama, with the same random weights: Markdown tables.
 
     python benchmarks/peers/run.py                                      # 300m in float32, for a CPU
     python benchmarks/peers/run.py --random-weights 7b --dtype float16  # where there is room for it
@@ -6,6 +6,7 @@
 Installs its own environment into build/peers (requirements.txt beside this file) and needs nothing but Python 3.11. All
 get an image of 800×600 and 60 text tokens; each runs in a process of its own and they take turns, so that whatever else
 the machine does hits all alike. The Llama gets prompts as long as this project's, to compare decoding at equal context.
+The last table is of one checkpoint in the Hub's layout: what both make of it, against transformers in float32.
 
 On Linux the CPU backend is much faster with OpenBLAS: LD_PRELOAD=libopenblas.so.0 before the command.
 """
@@ -48,8 +49,9 @@ def main() -> None:
         subprocess.run([python, HERE / "folders.py", args.random_weights, args.dtype, folder], check=True)
         weights_gb = (Path(folder) / "ours" / "model.safetensors").stat().st_size / 1e9
         results = take_turns(python, folder, args.repeats, args.decode_tokens)
+        exactness = compare_logits(python, Path(folder))
     about = f"{args.random_weights}, {args.dtype}, medians (least–most) of {args.repeats} after one to warm up."
-    text = f"{table(results)}\n\n{ratios(results, weights_gb)}\n\n{about}"
+    text = f"{table(results)}\n\n{ratios(results, weights_gb)}\n\n{exactness}\n\n{about}"
     print(text)
     if args.output:
         args.output.write_text(text + "\n", encoding="utf-8")
@@ -110,6 +112,21 @@ def take_turns(python: Path, folder: str, repeats: int, decode_tokens: int) -> d
     for worker in (ours, theirs, bare):
         worker.stop()
     return results
+
+
+def compare_logits(python: Path, folder: Path) -> str:
+    """How far the last position's logits are from transformers'."""
+    found = {}
+    for kind in ("transformers", "mlx-vlm", "avg-mlx"):
+        subprocess.run([python, HERE / "exact.py", kind, folder], check=True, stdout=sys.stderr)
+        found[kind] = json.loads((folder / f"{kind}.json").read_text())
+    expected = found["transformers"]["logits"]
+    largest = max(map(abs, expected))
+    rows = ["| the same `llava_next` checkpoint | positions | largest difference of a logit |", "|---|---|---|"]
+    for kind, one in found.items():
+        difference = max(abs(x - y) for x, y in zip(one["logits"], expected, strict=True))
+        rows.append(f"| {kind} | {one['positions']} | {difference:.2g} of {largest:.2g} |")
+    return "\n".join(rows)
 
 
 def median(results: list[Result], what: str) -> float:
