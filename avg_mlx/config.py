@@ -228,7 +228,7 @@ def _check(keys: Mapping[str, Any], where: str, types: Mapping[str, Any], requir
     """Raise an InputError that lists all missing keys, or else all values of a wrong type."""
     missing = [name for name in required if name not in keys]
     if missing:
-        raise InputError(f"{where} lacks {', '.join(missing)}; is it the config of an AVG-LLaVA checkpoint?")
+        raise InputError(f"{where} lacks {', '.join(missing)}; is it the config of a LLaVA checkpoint?")
     wrong = [
         f"{name} is {shown(keys[name])}, expected {IN_WORDS[kind]}"
         for name, kind in types.items()

@@ -1,8 +1,9 @@
-"""Rehearse the conversion of the released checkpoint with made-up weights of the same shapes and bytes.
+"""Rehearse the conversion of a published checkpoint with made-up weights of the same shapes and bytes.
 
-    python benchmarks/full_size.py --dir DISK                    # 4 bits, sparse files of zeros
+    python benchmarks/full_size.py --dir DISK                    # AVG-LLaVA to 4 bits, sparse files of zeros
     python benchmarks/full_size.py --dir DISK --dense            # random weights, 14.4 GB on disk
     python benchmarks/full_size.py --dir DISK --dtype bfloat16   # no quantization
+    python benchmarks/full_size.py --dir DISK --checkpoint llava-v1.6-mistral-7b-hf
 
 Prints convert.py's own table, its seconds and its peak resident memory, and what the model needs at each bit width.
 """
@@ -28,18 +29,19 @@ from avg_mlx.config import KNOWN_TOWERS, Config
 from avg_mlx.markdown import table
 from avg_mlx.model.avg_llava import Model
 from avg_mlx.model.inventory import shapes_of, tensors_of
-from avg_mlx.weights.pytorch import origin
+from avg_mlx.weights.hub import translated
+from avg_mlx.weights.pytorch import AUTHORS_LAYOUT, HUB_LAYOUT
 from avg_mlx.weights.quantization import AFFINE_BITS, Quantization
 from avg_mlx.weights.shards import Shape
 
 ROOT = Path(__file__).parent.parent
-TOKENIZER = ROOT / "tests" / "golden" / "checkpoint"  # tiny, but its size does not matter here
+TESTS = ROOT / "tests"
 SHARD_BYTES = 5_000_000_000
 BF16 = 2  # bytes
 BLOCK = 1 << 20  # weights that are made and written at a time
 
 # The released config.json: the pinpoints are written as a text there, and the tower's config is a file of its own.
-KEYS: dict[str, Any] = {key: value for key, value in preset_keys("7b").items() if key != "vision_config"} | {
+AVG_LLAVA: dict[str, Any] = {key: value for key, value in preset_keys("7b").items() if key != "vision_config"} | {
     "architectures": ["LlavaLlamaForCausalLM"],
     "torch_dtype": "bfloat16",
     "pad_token_id": 0,
@@ -51,15 +53,56 @@ KEYS: dict[str, Any] = {key: value for key, value in preset_keys("7b").items() i
     "image_grid_pinpoints": "[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]",
     "unfreeze_mm_vision_tower": True,
 }
+# The Hub's config.json leaves out what equals transformers' defaults; (height, width) are its pinpoints.
+MISTRAL: dict[str, Any] = {
+    "architectures": ["LlavaNextForConditionalGeneration"],
+    "model_type": "llava_next",
+    "torch_dtype": "float16",
+    "ignore_index": -100,
+    "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    "image_token_index": 900,  # 32000 in the released one, whose tokenizer is not here
+    "projector_hidden_act": "gelu",
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+    "text_config": {
+        "model_type": "mistral",
+        "intermediate_size": 14336,
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "vocab_size": 32064,
+    },
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "vocab_size": 32000,
+    },
+}
+CONFIGS = {"AVG-LLaVA": AVG_LLAVA, "llava-v1.6-mistral-7b-hf": MISTRAL}
+# Tiny ones, but their size does not matter here.
+TOKENIZERS = {
+    "AVG-LLaVA": [TESTS / "golden" / "checkpoint" / name for name in ("tokenizer.model", "tokenizer_config.json")],
+    "llava-v1.6-mistral-7b-hf": [
+        TESTS / "golden_llava" / "next" / "checkpoint" / name
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    ],
+}
 
 
 def main() -> None:
     args = parse_args()
-    keys = KEYS | {"num_hidden_layers": args.layers}
     folder = Path(tempfile.mkdtemp(prefix="avg-mlx-", dir=args.dir))
     try:
         checkpoint, converted = folder / "checkpoint", folder / "converted"
-        write_checkpoint(checkpoint, keys, args.dense)
+        keys = write_checkpoint(checkpoint, args.checkpoint, args.layers, args.dense)
         options = ["--dtype", args.dtype] if args.dtype else ["-q", "--q-bits", str(args.q_bits)]
         cost = measure(ROOT / "convert.py", "--hf-path", checkpoint, "--mlx-path", converted, *options)
         print(f"convert.py {' '.join(options)}: {cost}")
@@ -81,7 +124,8 @@ def parse_args() -> argparse.Namespace:
     add("--keep", action="store_true", help="do not remove that folder")
     add("--dense", action="store_true", help="random weights, instead of sparse files of zeros")
     add("--load", action="store_true", help="also load the result, which takes as much memory as its weights")
-    add("--layers", type=int, default=KEYS["num_hidden_layers"], help="of the language model (default: %(default)s)")
+    add("--checkpoint", choices=CONFIGS, default="AVG-LLaVA", help="whose shapes (default: %(default)s)")
+    add("--layers", type=int, default=32, help="of the language model (default: %(default)s)")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--q-bits", type=int, choices=AFFINE_BITS, default=4, help="default: %(default)s")
     kind.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="do not quantize")
@@ -90,20 +134,30 @@ def parse_args() -> argparse.Namespace:
 
 def build(keys: Mapping[str, Any]) -> Model:
     """The model in bfloat16, unloaded: its arrays are never computed."""
-    model = Model(Config.from_dict({**keys, "vision_config": KNOWN_TOWERS[keys["mm_vision_tower"]]}))
+    model = Model(Config.from_dict(keys))
     model.set_dtype(mx.bfloat16)
     return model
 
 
-def write_checkpoint(folder: Path, keys: Mapping[str, Any], dense: bool) -> None:
-    """A checkpoint in the authors' layout. Its files hold the tower's last layer too, which conversion leaves out."""
-    shapes = shapes_of(build({**keys, "mm_vision_select_layer": -1}))
-    tensors = {place.name: place.shape(shape) for place, shape in ((origin(n), s) for n, s in shapes.items())}
-    shards = list(split(tensors))
+def write_checkpoint(folder: Path, name: str, layers: int, dense: bool) -> dict[str, Any]:
+    """Write a checkpoint in its own layout, and return its config as conversion sees it.
+
+    Its files hold the tower's last layer too, which conversion leaves out.
+    """
+    config = json.loads(json.dumps(CONFIGS[name]))
+    config.get("text_config", config)["num_hidden_layers"] = layers
     folder.mkdir()
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copyfile(TOKENIZER / name, folder / name)
-    (folder / "config.json").write_text(json.dumps(keys))
+    for file in TOKENIZERS[name]:
+        shutil.copyfile(file, folder / file.name)
+    (folder / "config.json").write_text(json.dumps(config))
+    if "text_config" in config:
+        keys, layout = translated(folder, config), HUB_LAYOUT
+    else:
+        keys, layout = config | {"vision_config": KNOWN_TOWERS[config["mm_vision_tower"]]}, AUTHORS_LAYOUT
+    shapes = shapes_of(build({**keys, "mm_vision_select_layer": -1}))
+    places = [(layout.origin(ours), shape) for ours, shape in shapes.items()]
+    tensors = {place.name: place.shape(shape) for place, shape in places}
+    shards = list(split(tensors))
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = folder / f"model-{i:05d}-of-{len(shards):05d}.safetensors"
@@ -116,6 +170,7 @@ def write_checkpoint(folder: Path, keys: Mapping[str, Any], dense: bool) -> None
         f"{BF16 * parameters / 1e9:.2f} GB in bfloat16, {'random' if dense else 'sparse'}",
         flush=True,
     )
+    return keys
 
 
 def split(tensors: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:

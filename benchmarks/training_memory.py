@@ -25,7 +25,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from full_size import KEYS
+from full_size import AVG_LLAVA
 
 from avg_mlx.config import KNOWN_TOWERS
 from avg_mlx.model.avg_llava import Model
@@ -82,7 +82,7 @@ def main() -> None:
 
 def released(bits: int | None) -> tuple[Model, float]:
     """The released model, its arrays not computed, and its bytes."""
-    keys: dict[str, Any] = {**KEYS, "vision_config": KNOWN_TOWERS[KEYS["mm_vision_tower"]]}
+    keys: dict[str, Any] = {**AVG_LLAVA, "vision_config": KNOWN_TOWERS[AVG_LLAVA["mm_vision_tower"]]}
     model = build_model(keys, ())
     model.set_dtype(mx.bfloat16)
     if bits:

@@ -1,4 +1,4 @@
-"""`avg-mlx export` writes a converted folder in the authors' PyTorch layout."""
+"""`avg-mlx export` writes a converted folder in the layout for PyTorch that it came from."""
 
 import argparse
 
@@ -10,7 +10,7 @@ def main(arguments: list[str] | None = None, prog: str = "avg-mlx export") -> in
 
 
 def build_parser(prog: str) -> Parser:
-    parser = Parser(prog=prog, description="Write a converted folder in the authors' PyTorch layout.")
+    parser = Parser(prog=prog, description="Write a converted folder in the layout for PyTorch that it came from.")
     add = parser.add_argument
     add("--model", default="mlx_model", help="converted folder or Hub repository (default: %(default)s)")
     add("--save-path", default="exported_model", help="folder to write, which must not exist (default: %(default)s)")
