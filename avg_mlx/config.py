@@ -19,6 +19,7 @@ LAYOUTS = ("llava", "transformers")  # where a checkpoint comes from: its author
 ASPECTS = ("anyres", "pad", "crop")  # crop, which is transformers' alone: the middle of the image, as high as a crop
 
 MAX_SIZE = 1 << 24  # of any width, vocabulary, context or count of heads; products of two stay far below 64 bits
+MAX_COUNT = 1024  # of heads, layers, experts and whatever else a key's name counts
 MAX_LAYERS = 256  # of the language model and of the tower; the deepest published models have about 130
 MAX_CROP = 4096  # pixels of a crop's side
 MAX_PATCHES = 1 << 14  # of a crop
@@ -117,6 +118,9 @@ class Config:
                 "convert it first: avg-mlx convert --hf-path FOLDER"
             )
         _check(keys, "config.json", {**REQUIRED, **OPTIONAL}, required=REQUIRED)
+        for name, value in keys.items():
+            if name.startswith(("num_", "n_")) and type(value) is int:
+                _at_most(name, value, MAX_COUNT)
         _at_most("num_hidden_layers", keys["num_hidden_layers"], MAX_LAYERS)
         quantization = keys.get("quantization", {})
         for how in (quantization, *quantization.values()):  # of all layers, and of single ones

@@ -1,9 +1,6 @@
 """A converted model folder is loaded strictly: every tensor of its config, in its shape, and no other."""
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +14,7 @@ from ..inputs.prompt import probe
 from ..inputs.tokenizer import Tokenizer, tokenizer_errors
 from ..model.avg_llava import Model
 from .adapters import load_adapters
+from .hub import quiet_transformers
 from .sentencepiece import tokenizer_settings
 from .sharding import shard
 from .shards import SafetensorsShards, load_arrays, open_shards
@@ -146,7 +144,7 @@ def load_tokenizer(
     for file in folder.iterdir():
         if file.suffix in TOKENIZER_SUFFIXES:
             check_file(file, remedy, MAX_TOKENIZER)
-    with tokenizer_errors(f"{name or folder} has no usable tokenizer", remedy), _quiet_transformers():
+    with tokenizer_errors(f"{name or folder} has no usable tokenizer", remedy), quiet_transformers():
         from mlx_lm.tokenizer_utils import load
         from transformers import PretrainedConfig
 
@@ -162,16 +160,3 @@ def load_tokenizer(
         check_tokenizer(parts_of(tokenizer.backend_tokenizer))  # transformers may have built others
         probe(tokenizer)
         return cast(Tokenizer, tokenizer)
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence transformers, which warns about PyTorch and the model's type where only its tokenizers are used."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

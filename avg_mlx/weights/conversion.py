@@ -1,10 +1,8 @@
 """A checkpoint becomes a converted folder, one tensor at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 from ..config import VisionConfig, default_granularities
 from ..errors import AvgMlxError, InputError
@@ -17,7 +15,7 @@ from .recasting import Recasting
 from .sentencepiece import tokenizer_files
 from .side_files import PROCESSOR, converted_files, preprocessor_config
 from .source import Source, first_line, open_source
-from .writing import SHARD_BYTES, Content, free_path, write_file, write_folder
+from .writing import SHARD_BYTES, free_path, write_folder
 
 
 def convert(
@@ -52,21 +50,16 @@ def convert(
     files = converted_files(source.folder, hf_path, result.keys)
     if not source.converted:
         hub = result.target.config.layout == "transformers"
-        tokenizer = hub_tokenizer_files(source.folder, result.keys) if hub else tokenizer_files(source.folder)
-        _try_tokenizer(source.folder, tokenizer, result.keys)
-        files |= tokenizer
+        files |= hub_tokenizer_files(source.folder, result.keys) if hub else tokenizer_files(source.folder)
         files[PROCESSOR] = preprocessor_config(result.target.config.vision)
+
+    def check(folder: Path) -> None:
+        """Try the tokenizer and its chat template."""
+        load_tokenizer(folder, result.keys, name=source.folder, remedy="download its tokenizer's files again")
+
     sizes = sizes_of(result.target)
-    write_folder(destination, files, result.tensors(), sizes, progress=progress, shard_bytes=shard_bytes)
+    write_folder(destination, files, result.tensors(), sizes, progress=progress, shard_bytes=shard_bytes, check=check)
     return parts_of(result.target)
-
-
-def _try_tokenizer(origin: Path, files: Mapping[str, Content], keys: Mapping[str, Any]) -> None:
-    """Raise InputError if the tokenizer in `files` will not be usable, or if its chat template loses what is said."""
-    with TemporaryDirectory() as folder:
-        for name, content in files.items():
-            write_file(Path(folder) / name, content)
-        load_tokenizer(Path(folder), keys, name=origin, remedy="download its tokenizer files again")
 
 
 def _regranulated(source: Source, granularities: Sequence[int]) -> Source:

@@ -3,9 +3,12 @@
 What a config leaves out are the defaults of transformers' own config classes, which are asked for them.
 """
 
+import logging
 import math
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from ..config import MAX_LAYERS, VisionConfig
 from ..errors import InputError, printable, shown
 from ..files import MAX_TOKENIZER, read_file, read_json
 from ..inputs.prompt import PLACEHOLDER
-from .sentencepiece import special_tokens, tokenizer_settings
+from .sentencepiece import damaged_tokenizer, special_tokens, tokenizer_settings
 from .side_files import PROCESSOR, copies, preprocessor_config
 from .writing import Content
 
@@ -127,8 +130,10 @@ def hub_tokenizer_files(folder: Path, keys: Mapping[str, Any]) -> dict[str, Cont
     if [token.get("id") for token in tokens if token.get("content") == PLACEHOLDER] != [index]:
         raise InputError(f"{file} has no token {PLACEHOLDER} with the config's id {shown(index)}; download it again")
     settings = tokenizer_settings(folder)
+    with damaged_tokenizer(folder):
+        special = special_tokens(settings)
     ours = {
-        **special_tokens(settings),
+        **special,
         # transformers' own classes would build another tokenizer than that of the file.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -171,7 +176,8 @@ def _defaults(kind: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     if kind not in CONFIG_MAPPING:
         raise InputError(f"the language model is of type {shown(kind)}, which transformers does not know")
     try:
-        complete = CONFIG_MAPPING[kind](**{name: value for name, value in keys.items() if name != "model_type"})
+        with quiet_transformers():
+            complete = CONFIG_MAPPING[kind](**{name: value for name, value in keys.items() if name != "model_type"})
         common = PretrainedConfig().to_dict().keys() - {"tie_word_embeddings"}
         return {name: value for name, value in complete.to_dict().items() if name not in common}
     except Exception as error:  # each class checks in its own way
@@ -235,3 +241,16 @@ def _chat_template(folder: Path) -> str:
         if isinstance(template, str):
             return template
     raise InputError(f"{folder} has no chat template; put one into {TEMPLATES[0]} there")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers, which warns about PyTorch, and about keys and types that are no concern here."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

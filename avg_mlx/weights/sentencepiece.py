@@ -6,7 +6,8 @@ ranked by score, as SentencePiece ranks them.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,15 @@ def tokenizer_files(folder: Path) -> dict[str, Content]:
     neither, or if its files are damaged.
     """
     settings = tokenizer_settings(folder)
-    try:
+    with damaged_tokenizer(folder):
         return _tokenizer_files(folder, settings)
+
+
+@contextmanager
+def damaged_tokenizer(folder: Path) -> Iterator[None]:
+    """Turn what an unexpected value in a tokenizer's files raises into an InputError."""
+    try:
+        yield
     except InputError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:

@@ -6,7 +6,7 @@ import re
 import secrets
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,19 @@ def write_folder(
     progress: Progress = silent,
     shard_bytes: int = SHARD_BYTES,
     framework: str = "mlx",
+    check: Callable[[Path], object] = lambda folder: None,
 ) -> None:
     """Write a model folder that appears at `destination` as a whole, or not at all.
 
     files: what lies beside the weights, by name. sizes: {name: bytes} of all tensors, in the order in which `tensors`
-    gives them. framework: the "format" in the weight files. Memory holds one shard. Raises AvgMlxError if the disk
-    lacks room or cannot be written, InputError if something else has appeared at `destination`.
+    gives them. framework: the "format" in the weight files. check: gets the folder with its files, before its weights, and
+    raises what is wrong. Memory holds one shard. Raises AvgMlxError if the disk lacks room or cannot be written, InputError
+    if something else has appeared at `destination`.
     """
     with _appearing(destination, sum(sizes.values())) as folder:
         for name, content in files.items():
-            write_file(folder / name, content)
+            _write_file(folder / name, content)
+        check(folder)
         _write_shards(folder, tensors, sizes, progress, shard_bytes, framework)
 
 
@@ -102,8 +105,7 @@ def _lock(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def write_file(file: Path, content: Content) -> None:
-    """Write or copy one file, whose folder is made if it is missing."""
+def _write_file(file: Path, content: Content) -> None:
     file.parent.mkdir(exist_ok=True)
     if isinstance(content, Path):
         shutil.copyfile(content, file)

@@ -8,6 +8,7 @@ import json
 import shutil
 import socket
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +21,7 @@ from workers import Attempt, Border
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ROOT / "golden" / "checkpoint"
+HUB_CHECKPOINT = ROOT / "golden_llava" / "next" / "checkpoint"
 PHOTO = ROOT / "photos" / "chelsea.jpg"
 
 EVIL = "raise SystemExit(open('EXECUTED', 'w').write('code of the folder was run'))\n"
@@ -32,7 +34,7 @@ def images(folder: Path) -> Attempt:
     from avg_mlx.inputs.image_io import read_image, read_image_size
 
     seeds = list(_encoded_images())
-    configs = [Config.from_dict(_keys() | {"image_aspect_ratio": way}) for way in ("anyres", "pad")]
+    configs = [Config.from_dict(_keys() | {"image_aspect_ratio": way}) for way in ("anyres", "pad", "crop")]
 
     def attempt(random: Random) -> None:
         kind, content = random.choice(seeds)
@@ -86,12 +88,22 @@ def configs(folder: Path) -> Attempt:
 
 
 def sources(folder: Path) -> Attempt:
-    """Damaged configs of a checkpoint that is converted."""
+    """Damaged configs of a checkpoint that is converted, in the authors' layout."""
+    return _sources(folder, CHECKPOINT, ("config.json", "clip/config.json", "tokenizer_config.json"))
+
+
+def hub_sources(folder: Path) -> Attempt:
+    """The same in the Hub's layout."""
+    names = ("config.json", "processor_config.json", "generation_config.json", "tokenizer_config.json")
+    return _sources(folder, HUB_CHECKPOINT, names)
+
+
+def _sources(folder: Path, original: Path, names: Sequence[str]) -> Attempt:
     from avg_mlx import convert
 
     checkpoint = folder / "checkpoint"
-    shutil.copytree(CHECKPOINT, checkpoint)
-    files = [checkpoint / name for name in ("config.json", "clip/config.json", "tokenizer_config.json")]
+    shutil.copytree(original, checkpoint)
+    files = [checkpoint / name for name in names]
     whole = {file: file.read_bytes() for file in files}
     convert(checkpoint, folder / "first")  # what is imported for it is not counted
 
@@ -327,6 +339,7 @@ BORDERS: dict[Border, int] = {
     responses: 500,
     configs: 2_000,
     sources: 500,
+    hub_sources: 500,
     indexes: 500,
     chat_templates: 500,
     tokenizers: 500,
