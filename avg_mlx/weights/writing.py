@@ -46,9 +46,9 @@ def write_folder(
     """Write a model folder that appears at `destination` as a whole, or not at all.
 
     files: what lies beside the weights, by name. sizes: {name: bytes} of all tensors, in the order in which `tensors`
-    gives them. framework: the "format" in the weight files. check: gets the folder with its files, before its weights, and
-    raises what is wrong. Memory holds one shard. Raises AvgMlxError if the disk lacks room or cannot be written, InputError
-    if something else has appeared at `destination`.
+    gives them. framework: the "format" in the weight files. check: gets the folder when it has its files but no weights,
+    and raises what is wrong. Memory holds one shard. Raises AvgMlxError if the disk lacks room or cannot be written,
+    InputError if something else has appeared at `destination`.
     """
     with _appearing(destination, sum(sizes.values())) as folder:
         for name, content in files.items():
