@@ -46,7 +46,7 @@ def write_folder(
     """Write a model folder that appears at `destination` as a whole, or not at all.
 
     files: what lies beside the weights, by name. sizes: {name: bytes} of all tensors, in the order in which `tensors`
-    gives them. framework: the "format" in the weight files. check: gets the folder when it has its files but no weights,
+    gives them. framework: the "format" in the weight files. check: gets the folder while it has no weights yet,
     and raises what is wrong. Memory holds one shard. Raises AvgMlxError if the disk lacks room or cannot be written,
     InputError if something else has appeared at `destination`.
     """
