@@ -6,8 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-slow fuzz lint types metal-check wheel clean
 
 demo: $(VENV)/installed
-	$(BIN)/python generate.py --image examples/sign.png --prompt "what shape is in the image?"
-	$(BIN)/python generate.py --image examples/sign.png --prompt "what is written?"
+	$(BIN)/avg-mlx demo
 
 test: $(VENV)/installed
 	$(BIN)/pytest -n 2 --dist loadfile

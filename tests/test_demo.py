@@ -1,6 +1,7 @@
 """The model that comes with the package, and what docs/demo.md says of it."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -8,11 +9,12 @@ import pytest
 from conftest import ROOT
 
 from avg_mlx import evaluate, generate, load, read_questions
+from avg_mlx.cli import demo as demo_verb
 from avg_mlx.cli.generate import main
 from avg_mlx.weights.demo import demo_model
 
 SAMPLE = ROOT / "tests" / "demo"
-PICTURE = ROOT / "examples" / "sign.png"
+PICTURE = demo_model() / "sign.png"
 SHAPE, TEXT = "what shape is in the image?", "what is written?"
 ONE_QUESTION = 1 / 81  # of the sample: as much as another device's rounding may move
 
@@ -37,7 +39,7 @@ def evaluated(demo, sample, tmp_path_factory):
 
 def test_it_is_small_and_whole(demo):
     files = sorted(file.name for file in demo_model().iterdir())
-    assert files == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert files == ["config.json", "model.safetensors", "sign.png", "tokenizer.json", "tokenizer_config.json"]
     assert sum(file.stat().st_size for file in demo_model().iterdir()) <= 10e6
     config = demo[0].config
     assert config.has_router
@@ -67,6 +69,30 @@ def test_it_has_a_name(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip() == "triangle"
     assert main(["--model", "./demo", "--prompt", "Why?"]) == 2
     assert "demo is not a model folder" in capsys.readouterr().err
+
+
+def test_its_verb_shows_commands_that_can_be_given(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert demo_verb.main([]) == 0
+    out, err = capfd.readouterr()
+    commands = [shlex.split(line[2:]) for line in out.splitlines() if line.startswith("$ ")]
+    answers = [line for line in out.splitlines() if line and not line.startswith("$ ")]
+    assert [command[-1] for command in commands] == list(demo_verb.QUESTIONS)
+    assert len(answers) == len(demo_verb.QUESTIONS)
+    assert err.count("Visual tokens: ") == len(demo_verb.QUESTIONS)
+    for command, answer in zip(commands, answers, strict=True):
+        assert command[:2] == ["avg-mlx", "generate"]
+        assert main([*command[2:], "--quiet"]) == 0
+        assert capfd.readouterr().out == f"{answer}\n"
+
+
+def test_its_verb_takes_another_picture(capfd):
+    assert demo_verb.main(["--image", str(SAMPLE / "easy_vqa_test-0.png")]) == 0
+    capfd.readouterr()
+    assert demo_verb.main(["--image", "no.png"]) == 2
+    out, err = capfd.readouterr()
+    assert (len(out.splitlines()), len(err.splitlines())) == (1, 1)
+    assert "no image at no.png" in err
 
 
 def test_the_question_decides_how_closely_it_looks(demo):
