@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CHECKPOINT, write_checkpoint
+from conftest import CHECKPOINT, conversation, write_checkpoint, write_samples
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from test_golden_llava import GOLDEN, rewrite
@@ -15,6 +15,7 @@ from avg_mlx import AvgMlxError, InputError, convert, generate, load
 from avg_mlx.config import Config
 from avg_mlx.inputs.image import make_crops
 from avg_mlx.inputs.prompt import build_messages, encode_messages, render
+from avg_mlx.training.data import read_samples
 
 
 def config_of(folder: Path) -> dict:
@@ -306,3 +307,20 @@ def test_a_checkpoint_without_its_router_is_converted_as_plain(hub, tmp_path):
     save_file(tensors | {"surplus": np.zeros(3, "f4")}, checkpoint / "model.safetensors")
     with pytest.raises(InputError, match=r"1 unexpected \(surplus\)"):
         convert(checkpoint, tmp_path / "model")
+
+
+@pytest.mark.parametrize("after", [" ", "", "</s>"], ids=["space", "nothing", "eos"])
+def test_to_stop_is_learned_whatever_the_template_ends_answers_with(after, hub, tmp_path):
+    checkpoint = hub()
+    text = (checkpoint / "chat_template.jinja").read_text()
+    template(text.replace("{{ c['text'] }} {", f"{{{{ c['text'] }}}}{after}{{"))(checkpoint)
+    convert(checkpoint, tmp_path / "model")
+    model, tokenizer = load(tmp_path / "model")
+    turns = conversation("<image>\nWhat is it?", "A cat.", "And now?", "A small dog.")
+    data = write_samples(tmp_path, [{"id": "1", "image": "small.png", "conversations": turns}])
+    [sample] = read_samples(data, None, tokenizer, model.config)
+    learned = [label for label in sample.labels if label != -100]
+    assert len(sample.ids) == len(sample.labels)
+    answers = tokenizer.decode(learned).split("</s>")
+    assert [answer.strip() for answer in answers] == ["A cat.", "A small dog.", ""]
+    assert all(label in (-100, id, 2) for label, id in zip(sample.labels, sample.ids, strict=True))

@@ -71,12 +71,17 @@ class TooLong(InputError):
 
 
 def encode_messages(
-    tokenizer: Tokenizer, messages: Messages, *, awaits_answer: bool = True, limit: int | None = None
+    tokenizer: Tokenizer,
+    messages: Messages,
+    *,
+    awaits_answer: bool = True,
+    limit: int | None = None,
+    stripped: bool = False,
 ) -> list[int]:
     """Return the ids of a conversation, with PLACEHOLDER_ID for each image.
 
-    Control tokens that a message spells are text. Raises TooLong for a text that cannot fit into `limit` positions,
-    and InputError if the chat template or the tokenizer fails.
+    stripped: without the space at its end. Control tokens that a message spells are text. Raises TooLong for a text
+    that cannot fit into `limit` positions, and InputError if the chat template or the tokenizer fails.
     """
     characters = sum(len(message["content"].strip()) for message in messages)
     if limit is not None and not may_fit(tokenizer, characters, limit):
@@ -86,6 +91,7 @@ def encode_messages(
         spelled = control.occur_in([message["content"] for message in messages])
     text = render(tokenizer, messages, awaits_answer, control.enclose if spelled else str)
     encoder: Encoder = tokenizer
+    text = text.rstrip() if stripped else text
     begun = text.startswith(tokenizer.special_tokens_map.get("bos_token", "\0"))
     if spelled:
         text, encoder = control.respell(text), control.encoder

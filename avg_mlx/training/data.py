@@ -111,16 +111,29 @@ def make_sample(
         sample = Sample(str(record.get("id", where)), tuple(ids), (), tuple(images), sizes)
         if (positions := sample.positions(config, config.finest)) > limit:
             raise TooLong(f"it takes {positions} positions, more than {limit}; shorten it")
-        labels = [IGNORED] * len(ids)
+        labels, end = [IGNORED] * len(ids), _end_of_sequence(tokenizer)
         for turn in range(1, len(messages), 2):  # each reads all before it; the limit of positions limits that too
             question = encode_messages(tokenizer, messages[:turn])
             answered = encode_messages(tokenizer, messages[: turn + 1], awaits_answer=False)
             if ids[: len(question)] != question or ids[: len(answered)] != answered:
                 raise InputError(f"turn {turn + 1} does not begin at a token of its own; rephrase it")
-            labels[len(question) : len(answered)] = ids[len(question) : len(answered)]
+            answer = slice(len(question), len(answered))
+            labels[answer] = ids[answer]
+            if not set(tokenizer.eos_token_ids).intersection(ids[answer]):
+                # The Hub's templates end answers with a space or with nothing. To stop there has to be learned too.
+                said = encode_messages(tokenizer, messages[: turn + 1], awaits_answer=False, stripped=True)
+                ids += [end] * (len(said) == len(ids))
+                labels[len(said) : len(answered)] = [IGNORED] * (len(answered) - len(said))
+                labels[len(said) : len(said) + 1] = [end]
     except InputError as error:
         raise type(error)(f"{where}: {error}") from error
-    return replace(sample, labels=tuple(labels))
+    return replace(sample, ids=tuple(ids), labels=tuple(labels))
+
+
+def _end_of_sequence(tokenizer: Tokenizer) -> int:
+    """The tokenizer's own end-of-sequence token, if answers end there, or else another one."""
+    own = tokenizer.get_vocab().get(tokenizer.special_tokens_map.get("eos_token", ""))
+    return own if own is not None and own in tokenizer.eos_token_ids else min(tokenizer.eos_token_ids)
 
 
 def _read(data: Path, image_folder: Path | None, strict_paths: bool) -> list[tuple[str, dict[str, Any], list[Path]]]:
