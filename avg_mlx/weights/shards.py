@@ -85,4 +85,6 @@ def open_shards(folder: Path, prefix: str = "") -> SafetensorsShards | PickledSh
     prefix: what is put before the tensors' names.
     """
     found = weight_files(folder)
+    if not found:
+        raise InputError(f"{folder} has no weights; expected *.safetensors or pytorch_model*.bin")
     return (PickledShards if found.pickled else SafetensorsShards)(found.paths, prefix)

@@ -9,16 +9,17 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from ..config import KNOWN_TOWERS, MODEL_TYPE
+from ..config import HUB_TYPES, KNOWN_TOWERS, form_of
 from ..errors import AvgMlxError, InputError, listing, printable, shown
 from ..files import read_json
 from ..model.avg_llava import Model
 from ..model.inventory import dtype_name, tensors_of
 from .demo import DEMO, demo_model
-from .hub import MODEL_TYPES, is_hub_config, translated
+from .hub import translated
 from .pytorch import AUTHORS_LAYOUT, TOWER, UNUSED, Layout, Origin, hub_layout
 from .quantization import DTYPES, Dtype
 from .shards import Shards, open_shards
+from .weight_files import absent_files
 
 HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "*.bin", "tokenizer.model"]
 PLAIN = "projector.layers.0.bias"  # a tensor that any model has, and that is never quantized
@@ -28,8 +29,9 @@ HEAD = "language_model.lm_head.weight"
 def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns: list[str] | None = None) -> Path:
     """Return a local folder or the demo model's, or download the Hub repository of that name.
 
-    patterns: the repository's files that are needed; None means all of them. Raises InputError if the path is a file
-    or names neither a folder nor a repository, AvgMlxError if the Hub does not deliver the repository.
+    Without a network, or with HF_HUB_OFFLINE=1, it is the Hub's cache that delivers. patterns: the repository's files
+    that are needed; None means all of them. Raises InputError if the path is a file or names neither a folder nor a
+    repository, AvgMlxError if neither the Hub nor its cache delivers the repository.
     """
     if path_or_repo == DEMO:
         return demo_model()
@@ -46,9 +48,19 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except Exception as error:  # from the Hub client, the network or the disk
-        raise AvgMlxError(f"there is no folder {repo}, and the Hub did not deliver it ({first_line(error)})") from error
+        # Offline, huggingface-hub refuses a snapshot that lacks any file, such as a README or weights in another format.
+        snapshot = getattr(error, "snapshot_path", None)
+        if snapshot is None:
+            reason = first_line(error)
+            raise AvgMlxError(f"there is no folder {repo}, and the Hub did not deliver it ({reason})") from error
+        folder = Path(snapshot)
+    if absent := absent_files(folder, weights=patterns is None or "*.safetensors" in patterns):
+        raise AvgMlxError(
+            f"{repo} lacks {listing(absent)} in {folder}; if its download was interrupted, run this again online"
+        )
+    return folder
 
 
 @dataclass(frozen=True)
@@ -136,18 +148,19 @@ def open_source(path_or_repo: str | Path, revision: str | None = None) -> Source
     if (how := keys.get("quantization_config")) and "quantization" not in keys:
         method = how.get("quant_method") if isinstance(how, dict) else how
         raise InputError(f"{folder} is quantized by {shown(method)}; give the original, which convert -q quantizes")
-    if is_hub_config(keys):
+    form = form_of(keys)
+    if form == "hub":
         keys, shards = translated(folder, keys), open_shards(folder)
         return Source(folder, keys | _has_router(shards), [shards], hub_layout(shards.shapes))
-    if keys.get("model_type") == "llava":  # the authors' first models
-        keys["model_type"] = "llava_llama"
-    if "text_config" in keys or not MODEL_TYPE.fullmatch(str(keys.get("model_type"))):
+    if form is None:
         raise InputError(
             f"{folder} is a model of type {shown(keys.get('model_type'))}; give a LLaVA checkpoint: "
-            f"{', '.join(MODEL_TYPES)}, llava_llama, llava_mistral and their like"
+            f"{', '.join(HUB_TYPES)}, llava_llama, llava_mistral and their like"
         )
+    if keys["model_type"] == "llava":  # the authors' first models
+        keys["model_type"] = "llava_llama"
     shards = open_shards(folder)
-    return Source(folder, keys, [shards]) if "vision_config" in keys else _authors_source(folder, keys, shards)
+    return Source(folder, keys, [shards]) if form == "converted" else _authors_source(folder, keys, shards)
 
 
 def _authors_source(folder: Path, keys: dict[str, Any], shards: Shards) -> Source:

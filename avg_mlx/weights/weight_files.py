@@ -39,10 +39,23 @@ class WeightFiles:
         return [self.folder / name for name in self.names]
 
 
-def weight_files(folder: Path) -> WeightFiles:
+def absent_files(folder: Path, weights: bool = True) -> list[str]:
+    """Name what is missing of a download that was interrupted, as far as the config and the weights' index tell.
+
+    weights: whether it needs any. Raises InputError if the index is damaged.
+    """
+    if not os.path.isfile(folder / "config.json"):
+        return ["config.json"]
+    if not weights:
+        return []
+    found = weight_files(folder)
+    return found.absent if found else ["*.safetensors"]
+
+
+def weight_files(folder: Path) -> WeightFiles | None:
     """Return a folder's weight files, found by their index or by their usual names, safetensors first.
 
-    Raises InputError if there are none, or if the index is damaged.
+    Raises InputError if the index is damaged.
     """
     for pickled, index, pattern in (
         (False, "model.safetensors.index.json", "*.safetensors"),
@@ -52,7 +65,7 @@ def weight_files(folder: Path) -> WeightFiles:
             return _indexed(folder / index, pickled)
         if names := sorted(file.name for file in folder.glob(pattern)):
             return WeightFiles(folder, names, pickled)
-    raise InputError(f"{folder} has no weights; expected *.safetensors or pytorch_model*.bin")
+    return None
 
 
 def _indexed(index: Path, pickled: bool) -> WeightFiles:
