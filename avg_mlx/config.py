@@ -45,7 +45,7 @@ KNOWN_TOWERS = {
 
 
 def form_of(keys: Mapping[str, Any]) -> Literal["converted", "authors", "hub"] | None:
-    """Say in which form a LLaVA's `config.json` is: this package's, its authors' or the Hub's; None if it is no LLaVA's.
+    """Say whose form a LLaVA's `config.json` has: this package's, its authors' or the Hub's; None if it is no LLaVA's.
 
     The authors' first models have one of the Hub's names. What this package writes has their keys, and the tower's.
     """

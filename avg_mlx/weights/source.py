@@ -50,7 +50,7 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns:
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except Exception as error:  # from the Hub client, the network or the disk
-        # Offline, huggingface-hub refuses a snapshot that lacks any file, such as a README or weights in another format.
+        # Offline, huggingface-hub refuses a snapshot that lacks any file, such as a README or weights of another kind.
         snapshot = getattr(error, "snapshot_path", None)
         if snapshot is None:
             reason = first_line(error)

@@ -85,7 +85,7 @@ def _indexed(index: Path, pickled: bool) -> WeightFiles:
 
 @contextmanager
 def opened(file: Path) -> Iterator["safe_open"]:
-    """Open a safetensors file, whose header is checked against the file's length. Raises InputError if it is damaged."""
+    """Open a safetensors file, whose header is checked against the file's length; InputError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
