@@ -21,17 +21,17 @@ from .quantization import DTYPES, Dtype
 from .shards import Shards, open_shards
 from .weight_files import absent_files
 
-HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "*.bin", "tokenizer.model"]
+HUB_FILES = ("*.json", "*.jinja", "*.safetensors", "*.bin", "tokenizer.model")
 PLAIN = "projector.layers.0.bias"  # a tensor that any model has, and that is never quantized
 HEAD = "language_model.lm_head.weight"
 
 
-def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns: list[str] | None = None) -> Path:
+def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns: Sequence[str] = HUB_FILES) -> Path:
     """Return a local folder or the demo model's, or download the Hub repository of that name.
 
     Without a network, or with HF_HUB_OFFLINE=1, it is the Hub's cache that delivers. patterns: the repository's files
-    that are needed; None means all of them. Raises InputError if the path is a file or names neither a folder nor a
-    repository, AvgMlxError if neither the Hub nor its cache delivers the repository.
+    that are needed. Raises InputError if the path is a file or names neither a folder nor a repository, AvgMlxError if
+    neither the Hub nor its cache delivers the repository.
     """
     if path_or_repo == DEMO:
         return demo_model()
@@ -45,22 +45,25 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns:
         raise InputError(
             f"there is no folder {printable(repo)}; give a folder, a Hub repository such as owner/name, or demo"
         )
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # from the Hub client, the network or the disk
-        # Offline, huggingface-hub refuses a snapshot that lacks any file, such as a README or weights of another kind.
-        snapshot = getattr(error, "snapshot_path", None)
-        if snapshot is None:
-            reason = first_line(error)
-            raise AvgMlxError(f"there is no folder {repo}, and the Hub did not deliver it ({reason})") from error
-        folder = Path(snapshot)
-    if absent := absent_files(folder, weights=patterns is None or "*.safetensors" in patterns):
+    folder = _download(repo, revision, patterns)
+    if absent := absent_files(folder, weights="*.safetensors" in patterns):
         raise AvgMlxError(
             f"{repo} lacks {listing(absent)} in {folder}; if its download was interrupted, run this again online"
         )
     return folder
+
+
+def _download(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:  # from the Hub client, the network or the disk
+        if "*.bin" in patterns and hasattr(error, "snapshot_path"):
+            # Offline, and the cache lacks some of the files. Beside safetensors, pickles are not needed.
+            return _download(repo, revision, [pattern for pattern in patterns if pattern != "*.bin"])
+        reason = first_line(error)
+        raise AvgMlxError(f"there is no folder {repo}, and the Hub did not deliver it ({reason})") from error
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def open_source(path_or_repo: str | Path, revision: str | None = None) -> Source
     Raises InputError if it is not a LLaVA checkpoint that can be run or is damaged, AvgMlxError if the Hub cannot be
     reached.
     """
-    folder = find_folder(path_or_repo, revision, HUB_FILES)
+    folder = find_folder(path_or_repo, revision)
     keys = read_json(folder / "config.json")
     if (how := keys.get("quantization_config")) and "quantization" not in keys:
         method = how.get("quant_method") if isinstance(how, dict) else how
@@ -177,7 +180,7 @@ def _authors_source(folder: Path, keys: dict[str, Any], shards: Shards) -> Sourc
     known = {} if os.path.isdir(folder / name) else KNOWN_TOWERS.get(name, {})
     if known and has_tower:
         return Source(folder, {**keys, "vision_config": known}, [shards], AUTHORS_LAYOUT)
-    tower = _find_tower(folder, name, ["*.json"] if has_tower else HUB_FILES)
+    tower = _find_tower(folder, name, ("*.json",) if has_tower else HUB_FILES)
     keys["vision_config"] = known or _tower_config(tower)
     both = [shards, *([] if has_tower else [open_shards(tower, TOWER)])]
     return Source(folder, keys, both, AUTHORS_LAYOUT)
@@ -187,7 +190,7 @@ def _has_router(shards: Shards) -> dict[str, bool]:
     return {"router_select": any(name.startswith("model.router.") for name in shards.shapes)}
 
 
-def _find_tower(folder: Path, name: str, patterns: list[str]) -> Path:
+def _find_tower(folder: Path, name: str, patterns: Sequence[str]) -> Path:
     """Return the folder of a vision tower, which lies in the checkpoint's `folder` or on the Hub."""
     if os.path.isdir(folder / name):
         return folder / name
