@@ -155,10 +155,10 @@ def test_the_current_folder_may_be_a_model(cache, listed, tiny_folder, tiny_chec
     assert list(listed()[0]) == ["."]
 
 
-@pytest.mark.parametrize("name", ["-x", "demo", "a b", "it's | one"])
+@pytest.mark.parametrize("name", ["-x", "demo", "a b ", "it's | one "])
 def test_every_command_is_one_that_can_be_typed(cache, listed, tiny_folder, tiny_checkpoint, name, capsys):
     shutil.copytree(tiny_folder, name)
-    shutil.copytree(tiny_checkpoint, f"{name} source")
+    shutil.copytree(tiny_checkpoint, f"{name}source")
     put(cache, "owner/name", NEXT, OTHER, ref="v2")
     for model in listed()[0].values():
         program, verb, *options = shlex.split(model["command"])
@@ -181,7 +181,7 @@ def test_each_snapshot_is_listed_with_its_revision(cache, listed, capsys):
     models.main([])
     out = capsys.readouterr().out
     assert f"| owner/name@{OTHER[:8]} |" in out
-    assert f"--hf-path owner/name --revision {OTHER} -q" in out
+    assert f"--hf-path owner/name --revision {OTHER} -q --mlx-path name-{OTHER[:8]}-4bit" in out
 
 
 def test_other_models_are_passed_over(cache, listed):

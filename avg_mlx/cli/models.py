@@ -4,7 +4,6 @@ import argparse
 import json
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
@@ -12,7 +11,7 @@ from ..markdown import table
 from .parser import Parser, run
 
 if TYPE_CHECKING:
-    from ..weights.library import Checkpoint
+    from ..weights.library import Checkpoint, Place
 
 HEADER = ("model", "family", "text model", "weights", "router", "size")
 ROUTER = {True: "yes", False: "no", None: "?"}
@@ -85,9 +84,14 @@ def command(checkpoint: "Checkpoint") -> str:
         question = ["--image", "photo.jpg", "--prompt", "What is this?"]
         words = ["generate", "--model", place.name, *revision, *question]
     else:
-        source = Path(place.name) if place.cached else place.folder.resolve()
-        words = ["convert", "--hf-path", place.name, *revision, "-q", "--mlx-path", f"{source.name}-4bit"]
+        words = ["convert", "--hf-path", place.name, *revision, "-q", "--mlx-path", destination(place)]
     return shlex.join(["avg-mlx", *words])
+
+
+def destination(place: "Place") -> str:
+    """What to call a folder that is converted to 4 bits."""
+    name = place.title.rpartition("/")[2].replace("@", "-") if place.cached else place.folder.resolve().name
+    return f"{name.lstrip('-')}-4bit"  # what begins with a dash would be taken for an option
 
 
 def size(count: int) -> str:

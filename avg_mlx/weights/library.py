@@ -115,11 +115,11 @@ def examine(place: Place) -> Checkpoint | None:
     text = keys["text_config"] if form == "hub" else keys
     if not isinstance(text, dict):
         raise InputError(f"text_config is {shown(text)}, expected an object; download it again")
-    if form is None or (form != "converted" and not _has_clip(keys)):
+    if form is None or (form == "hub" and not _has_clip(keys)) or (form == "authors" and not _names_clip(keys)):
         return None
     config = Config.from_dict(keys) if form == "converted" else None
-    quantization = keys.get("quantization") or keys.get("quantization_config")
-    if quantization and not config:
+    quantization = keys.get("quantization")
+    if config is None and (quantization or keys.get("quantization_config")):
         raise InputError("its weights are quantized by others; get the original, which convert -q quantizes")
     if absent := absent_files(folder):
         raise _incomplete(place, absent)
@@ -146,10 +146,13 @@ def _incomplete(place: Place, absent: list[str]) -> InputError:
 
 
 def _has_clip(keys: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's vision tower is a CLIP, as far as its config tells."""
-    if "text_config" in keys:
-        vision = keys.get("vision_config") or {}
-        return isinstance(vision, dict) and vision.get("model_type", "clip_vision_model") == "clip_vision_model"
+    """Whether the vision tower in the Hub's layout is a CLIP, as it is where nothing is said."""
+    vision = keys.get("vision_config") or {}
+    return isinstance(vision, dict) and vision.get("model_type", "clip_vision_model") == "clip_vision_model"
+
+
+def _names_clip(keys: Mapping[str, Any]) -> bool:
+    """Whether the vision tower in the authors' layout may be a CLIP."""
     tower = keys.get("mm_vision_tower")
     return isinstance(tower, str) and "siglip" not in tower.lower()
 
