@@ -7,6 +7,7 @@ from .errors import nearest
 
 VERBS = {
     "convert": "PyTorch checkpoint → MLX folder",
+    "models": "the checkpoints on this machine, and how to run each",
     "demo": "the small model that comes with the package, on a picture of its own",
     "generate": "image + question → streamed answer",
     "chat": "a conversation about images",

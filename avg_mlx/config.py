@@ -9,12 +9,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from .errors import InputError, shown
 from .geometry import Pair, best_resolution, poolings, token_grid, visual_token_count
 
 MODEL_TYPE = re.compile(r"llava_([a-z0-9_]{1,40})")  # the authors' way to name the language model, by mlx-lm's name
+HUB_TYPES = {"llava_next": "LlavaNext", "llava": "Llava"}  # and how transformers' classes begin
 LAYOUTS = ("llava", "transformers")  # where a checkpoint comes from: its authors' code, or the Hub's conversions
 ASPECTS = ("anyres", "pad", "crop")  # crop, which is transformers' alone: the middle of the image, as high as a crop
 
@@ -41,6 +42,21 @@ KNOWN_TOWERS = {
     "openai/clip-vit-large-patch14": CLIP_LARGE | {"image_size": 224},
     "openai/clip-vit-large-patch14-336": CLIP_LARGE | {"image_size": 336},
 }
+
+
+def form_of(keys: Mapping[str, Any]) -> Literal["converted", "authors", "hub"] | None:
+    """Say whose form a LLaVA's `config.json` has: this package's, its authors' or the Hub's; None if it is no LLaVA's.
+
+    The authors' first models have one of the Hub's names. What this package writes has their keys, and the tower's.
+    """
+    kind, nested = keys.get("model_type"), keys.get("text_config") is not None
+    if not isinstance(kind, str):
+        return None
+    if nested:
+        return "hub" if kind in HUB_TYPES else None
+    if kind != "llava" and not MODEL_TYPE.fullmatch(kind):
+        return None
+    return "authors" if keys.get("vision_config") is None else "converted"
 
 
 @dataclass(frozen=True)
@@ -112,7 +128,7 @@ class Config:
         text = {"tie_word_embeddings": False, **keys, "model_type": text_model}  # mlx-lm's default is tied
         for name in ("sliding_window", "layer_types"):  # it bounds the context, in which full attention is the same
             text.pop(name, None)
-        if "vision_config" not in keys or "text_config" in keys:
+        if form_of(keys) != "converted":
             raise InputError(
                 "this is a PyTorch checkpoint (a converted config.json has vision_config, and no text_config); "
                 "convert it first: avg-mlx convert --hf-path FOLDER"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..config import MAX_LAYERS, VisionConfig
+from ..config import HUB_TYPES, MAX_LAYERS, VisionConfig
 from ..errors import InputError, printable, shown
 from ..files import MAX_TOKENIZER, read_file, read_json
 from ..inputs.prompt import PLACEHOLDER
@@ -20,7 +20,6 @@ from .sentencepiece import damaged_tokenizer, special_tokens, tokenizer_settings
 from .side_files import PROCESSOR, copies, preprocessor_config
 from .writing import Content
 
-MODEL_TYPES = {"llava_next": "LlavaNext", "llava": "Llava"}
 ADAPTIVE = ("vis_token_granularity", "filtered_text_num")  # ours, which transformers passes over
 NOT_TEXT = re.compile(rf"mm_.*|image_.*|{'|'.join(ADAPTIVE)}|layout|router_select|torch_dtype|vision_config")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
@@ -36,11 +35,6 @@ ONLY_PIXELS: dict[str, Any] = {
     **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"), True),
     "resample": 3,
 }
-
-
-def is_hub_config(keys: Mapping[str, Any]) -> bool:
-    """Whether a config is in the Hub's layout; the authors' own first models had one of its names."""
-    return keys.get("model_type") in MODEL_TYPES and "text_config" in keys
 
 
 def translated(folder: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +74,7 @@ def translated(folder: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
 def hub_files(folder: Path, keys: Mapping[str, Any], vision: VisionConfig) -> dict[str, Content]:
     """Return the files beside the weights for a converted `folder`, with config `keys`, in the Hub's layout again."""
     anyres = keys["image_aspect_ratio"] == "anyres"
-    name = MODEL_TYPES["llava_next" if anyres else "llava"]
+    name = HUB_TYPES["llava_next" if anyres else "llava"]
     pinpoints = {"image_grid_pinpoints": _swapped(keys["image_grid_pinpoints"])} if anyres else {}
     text = {name: value for name, value in keys.items() if not NOT_TEXT.fullmatch(name)}
     config = {

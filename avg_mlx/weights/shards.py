@@ -1,6 +1,5 @@
 """The weight files of a model folder, read one tensor at a time."""
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Protocol, cast
 import mlx.core as mx
 import numpy as np
 
-from ..errors import InputError, listing, printable
-from ..files import MAX_OBJECT, parse_json, read_json
+from ..errors import InputError
+from ..files import parse_json
 from .pickles import PickledShards, check_new
+from .weight_files import opened, weight_files
 
 Shape = tuple[int, ...]
 
@@ -38,26 +38,16 @@ class SafetensorsShards:
     """Safetensors files, whose headers are checked against the files' lengths when they are opened."""
 
     def __init__(self, files: Iterable[Path], prefix: str = ""):
-        from safetensors import SafetensorError, safe_open
-
         self.files = list(files)
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, str] = {}
         self._prefix = prefix
         self._file_of: dict[str, Path] = {}
         for file in self.files:
-            try:
-                with file.open("rb") as stream:
-                    header = int.from_bytes(stream.read(8), "little")
-                if header > MAX_OBJECT:  # the library's own limit lets a million tensors in
-                    raise SafetensorError(f"a header of {header} bytes")
-                with safe_open(file, framework="numpy") as shard:
-                    slices = {prefix + name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
-                    shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
-                    dtypes = {name: _dtype(tensor.get_dtype()) for name, tensor in slices.items()}
-            except (SafetensorError, OSError) as error:
-                reason = printable(error)
-                raise InputError(f"{file} is truncated or damaged ({reason}); download it again") from error
+            with opened(file) as shard:
+                slices = {prefix + name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+                shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
+                dtypes = {name: _dtype(tensor.get_dtype()) for name, tensor in slices.items()}
             check_new(file, shapes, self._file_of)
             self.shapes |= shapes
             self.dtypes |= dtypes
@@ -94,31 +84,7 @@ def open_shards(folder: Path, prefix: str = "") -> SafetensorsShards | PickledSh
 
     prefix: what is put before the tensors' names.
     """
-    for kind, index, pattern in (
-        (SafetensorsShards, "model.safetensors.index.json", "*.safetensors"),
-        (PickledShards, "pytorch_model.bin.index.json", "pytorch_model*.bin"),
-    ):
-        if (folder / index).exists():
-            return kind(_indexed_files(folder / index), prefix)
-        if files := sorted(folder.glob(pattern)):
-            if irregular := [file.name for file in files if not os.path.isfile(file)]:
-                raise InputError(f"{folder} has weights that are not files: {listing(irregular)}; download them again")
-            return kind(files, prefix)
-    raise InputError(f"{folder} has no weights; expected *.safetensors or pytorch_model*.bin")
-
-
-def _indexed_files(index: Path) -> list[Path]:
-    """Return the files that an index names, all of them beside it; each may be a link, as in the Hub's cache."""
-    try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        outside = [name for name in names if Path(name).name != name]
-    except (KeyError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"{index} is not an index of shards, since it has no weight_map of file names; download it again"
-        ) from error
-    if outside:
-        raise InputError(f"{index} names files that are not beside it: {listing(outside)}; download it again")
-    absent = [name for name in names if not os.path.isfile(index.parent / name)]
-    if absent:
-        raise InputError(f"{index} names absent files: {listing(absent)}; download them into {index.parent}")
-    return [index.parent / name for name in names]
+    found = weight_files(folder)
+    if not found:
+        raise InputError(f"{folder} has no weights; expected *.safetensors or pytorch_model*.bin")
+    return (PickledShards if found.pickled else SafetensorsShards)(found.paths, prefix)

@@ -9,27 +9,29 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from ..config import KNOWN_TOWERS, MODEL_TYPE
+from ..config import HUB_TYPES, KNOWN_TOWERS, form_of
 from ..errors import AvgMlxError, InputError, listing, printable, shown
 from ..files import read_json
 from ..model.avg_llava import Model
 from ..model.inventory import dtype_name, tensors_of
 from .demo import DEMO, demo_model
-from .hub import MODEL_TYPES, is_hub_config, translated
+from .hub import translated
 from .pytorch import AUTHORS_LAYOUT, TOWER, UNUSED, Layout, Origin, hub_layout
 from .quantization import DTYPES, Dtype
 from .shards import Shards, open_shards
+from .weight_files import absent_files
 
-HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "*.bin", "tokenizer.model"]
+HUB_FILES = ("*.json", "*.jinja", "*.safetensors", "*.bin", "tokenizer.model")
 PLAIN = "projector.layers.0.bias"  # a tensor that any model has, and that is never quantized
 HEAD = "language_model.lm_head.weight"
 
 
-def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns: list[str] | None = None) -> Path:
+def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns: Sequence[str] = HUB_FILES) -> Path:
     """Return a local folder or the demo model's, or download the Hub repository of that name.
 
-    patterns: the repository's files that are needed; None means all of them. Raises InputError if the path is a file
-    or names neither a folder nor a repository, AvgMlxError if the Hub does not deliver the repository.
+    Without a network, or with HF_HUB_OFFLINE=1, it is the Hub's cache that delivers. patterns: the repository's files
+    that are needed. Raises InputError if the path is a file or names neither a folder nor a repository, AvgMlxError if
+    neither the Hub nor its cache delivers the repository.
     """
     if path_or_repo == DEMO:
         return demo_model()
@@ -43,12 +45,25 @@ def find_folder(path_or_repo: str | Path, revision: str | None = None, patterns:
         raise InputError(
             f"there is no folder {printable(repo)}; give a folder, a Hub repository such as owner/name, or demo"
         )
+    folder = _download(repo, revision, patterns)
+    if absent := absent_files(folder, weights="*.safetensors" in patterns):
+        raise AvgMlxError(
+            f"{repo} lacks {listing(absent)} in {folder}; if its download was interrupted, run this again online"
+        )
+    return folder
+
+
+def _download(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # from the Hub client, the network or the disk
-        raise AvgMlxError(f"there is no folder {repo}, and the Hub did not deliver it ({first_line(error)})") from error
+        if "*.bin" in patterns and hasattr(error, "snapshot_path"):
+            # Offline, and the cache lacks some of the files. Beside safetensors, pickles are not needed.
+            return _download(repo, revision, [pattern for pattern in patterns if pattern != "*.bin"])
+        reason = first_line(error)
+        raise AvgMlxError(f"there is no folder {repo}, and the Hub did not deliver it ({reason})") from error
 
 
 @dataclass(frozen=True)
@@ -131,23 +146,24 @@ def open_source(path_or_repo: str | Path, revision: str | None = None) -> Source
     Raises InputError if it is not a LLaVA checkpoint that can be run or is damaged, AvgMlxError if the Hub cannot be
     reached.
     """
-    folder = find_folder(path_or_repo, revision, HUB_FILES)
+    folder = find_folder(path_or_repo, revision)
     keys = read_json(folder / "config.json")
     if (how := keys.get("quantization_config")) and "quantization" not in keys:
         method = how.get("quant_method") if isinstance(how, dict) else how
         raise InputError(f"{folder} is quantized by {shown(method)}; give the original, which convert -q quantizes")
-    if is_hub_config(keys):
+    form = form_of(keys)
+    if form == "hub":
         keys, shards = translated(folder, keys), open_shards(folder)
         return Source(folder, keys | _has_router(shards), [shards], hub_layout(shards.shapes))
-    if keys.get("model_type") == "llava":  # the authors' first models
-        keys["model_type"] = "llava_llama"
-    if "text_config" in keys or not MODEL_TYPE.fullmatch(str(keys.get("model_type"))):
+    if form is None:
         raise InputError(
             f"{folder} is a model of type {shown(keys.get('model_type'))}; give a LLaVA checkpoint: "
-            f"{', '.join(MODEL_TYPES)}, llava_llama, llava_mistral and their like"
+            f"{', '.join(HUB_TYPES)}, llava_llama, llava_mistral and their like"
         )
+    if keys["model_type"] == "llava":  # the authors' first models
+        keys["model_type"] = "llava_llama"
     shards = open_shards(folder)
-    return Source(folder, keys, [shards]) if "vision_config" in keys else _authors_source(folder, keys, shards)
+    return Source(folder, keys, [shards]) if form == "converted" else _authors_source(folder, keys, shards)
 
 
 def _authors_source(folder: Path, keys: dict[str, Any], shards: Shards) -> Source:
@@ -164,7 +180,7 @@ def _authors_source(folder: Path, keys: dict[str, Any], shards: Shards) -> Sourc
     known = {} if os.path.isdir(folder / name) else KNOWN_TOWERS.get(name, {})
     if known and has_tower:
         return Source(folder, {**keys, "vision_config": known}, [shards], AUTHORS_LAYOUT)
-    tower = _find_tower(folder, name, ["*.json"] if has_tower else HUB_FILES)
+    tower = _find_tower(folder, name, ("*.json",) if has_tower else HUB_FILES)
     keys["vision_config"] = known or _tower_config(tower)
     both = [shards, *([] if has_tower else [open_shards(tower, TOWER)])]
     return Source(folder, keys, both, AUTHORS_LAYOUT)
@@ -174,7 +190,7 @@ def _has_router(shards: Shards) -> dict[str, bool]:
     return {"router_select": any(name.startswith("model.router.") for name in shards.shapes)}
 
 
-def _find_tower(folder: Path, name: str, patterns: list[str]) -> Path:
+def _find_tower(folder: Path, name: str, patterns: Sequence[str]) -> Path:
     """Return the folder of a vision tower, which lies in the checkpoint's `folder` or on the Hub."""
     if os.path.isdir(folder / name):
         return folder / name
