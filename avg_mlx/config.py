@@ -134,10 +134,10 @@ class Config:
                 "convert it first: avg-mlx convert --hf-path FOLDER"
             )
         _check(keys, "config.json", {**REQUIRED, **OPTIONAL}, required=REQUIRED)
+        _at_most("num_hidden_layers", keys["num_hidden_layers"], MAX_LAYERS)
         for name, value in keys.items():
             if name.startswith(("num_", "n_")) and type(value) is int:
                 _at_most(name, value, MAX_COUNT)
-        _at_most("num_hidden_layers", keys["num_hidden_layers"], MAX_LAYERS)
         quantization = keys.get("quantization", {})
         for how in (quantization, *quantization.values()):  # of all layers, and of single ones
             if isinstance(how, dict):
