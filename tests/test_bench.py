@@ -9,7 +9,7 @@ import pytest
 from conftest import PHOTO
 from PIL import Image
 
-from avg_mlx import InputError, Quantization
+from avg_mlx import InputError, Quantization, convert, load
 from avg_mlx.bench import measure as measuring
 from avg_mlx.bench.cost import PARTS, Cost, Work
 from avg_mlx.bench.measure import Options, Spread, count_text_tokens, describe, measure, prompt_of, steered
@@ -138,6 +138,12 @@ def test_a_model_without_a_router_is_measured_without_one(asked, tiny_stage3):
     rows, answers = asked(model, repeats=1, warmup=0)
     assert [answer.views[0].source for answer in answers] == ["forced", "forced"]
     assert [row.work["router"] for row in rows] == [Work(), Work()]
+
+
+def test_a_plain_model_is_measured_at_whatever_its_patches_pool_to(asked, tiny_stage3, tmp_path):
+    convert(tiny_stage3, tmp_path / "plain", granularities=[16])
+    rows, _ = asked(load(tmp_path / "plain")[0], repeats=1, warmup=0, granularities=(2, 8, 16))
+    assert [row.granularity for row in rows] == [2, 8, 16]
 
 
 def test_warm_up_is_not_measured(monkeypatch, tiny):

@@ -304,7 +304,8 @@ CARD_KEYS = {"router_select": True, "torch_dtype": "bfloat16", "vis_token_granul
         ({}, ["weights in bfloat16", "A router picks 36, 144, 576 visual tokens per crop"]),
         ({"vis_token_granularity": "[36, 576]"}, ["A router picks 36, 576 visual tokens per crop"]),
         ({"quantization": {"bits": 4, "group_size": 64}}, ["quantized to 4 bits in groups of 64"]),
-        ({"router_select": False}, ["no router yet", "36, 144, 576 visual tokens per crop with --granularity"]),
+        ({"router_select": False}, ["with 576 visual tokens per crop", "no router yet: choose 36, 144, 576 with"]),
+        ({"router_select": False, "vis_token_granularity": [144]}, ["# LLaVA for", "with 144 visual tokens per crop."]),
     ],
 )
 def test_the_model_card_says_what_the_folder_is(converted, changes, said):
@@ -400,7 +401,7 @@ def test_a_spoiled_checkpoint_leaves_nothing(tiny_checkpoint, tmp_path, spoil):
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_a_checkpoint_before_router_training_converts_and_answers_when_forced(stage3, tiny, tmp_path):
+def test_a_checkpoint_before_router_training_converts_and_answers(stage3, tiny, tmp_path):
     parts = convert(stage3, tmp_path / "model")
     assert "router" not in {part.name for part in parts}
     assert config_of(tmp_path / "model")["router_select"] is False
@@ -413,8 +414,7 @@ def test_a_checkpoint_before_router_training_converts_and_answers_when_forced(st
         answer = generate(model, tokenizer, "Why?", photo, **options)
         assert answer.token_ids == generate(*tiny, "Why?", photo, **options).token_ids
         assert answer.views[0].routing is None
-    with pytest.raises(InputError, match=r"no router \(a Stage-3 checkpoint\); choose .*granularity.* 1, 2, 4, 8, 16"):
-        generate(model, tokenizer, "Why?", photo)
+    assert generate(model, tokenizer, "Why?", photo, max_tokens=1).views[0].source == "finest"
     text_only = [generate(*loaded, "Why?", max_tokens=4).token_ids for loaded in ((model, tokenizer), tiny)]
     assert text_only[0] == text_only[1]
 

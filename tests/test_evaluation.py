@@ -16,7 +16,18 @@ import pytest
 from conftest import conversation, make_adapters, write_samples
 from PIL import Image
 
-from avg_mlx import Answer, AvgMlxError, InputError, Question, evaluate, generate, load, read_questions, route
+from avg_mlx import (
+    Answer,
+    AvgMlxError,
+    InputError,
+    Question,
+    convert,
+    evaluate,
+    generate,
+    load,
+    read_questions,
+    route,
+)
 from avg_mlx.cli import progress
 from avg_mlx.cli.evaluate import main
 from avg_mlx.errors import Interrupted
@@ -804,10 +815,19 @@ def test_the_command_prints_the_table_of_the_modes_asked_for(command, capsys, tm
 def test_without_a_router_the_adaptive_mode_is_left_out_and_said_to_be(file, tiny_stage3, tmp_path, caplog):
     command = ["--model", tiny_stage3, "--data", file, "--output", tmp_path / "out", "--limit", 1, "-m", 1]
     assert run_main(command) == 0
-    assert caplog.messages == ["this model has no router (a Stage-3 checkpoint): the adaptive mode is left out"]
+    assert caplog.messages == ["this model has no router: no adaptive mode, only 1, 2, 4, 8, 16, random, oracle"]
     [line] = lines_of(tmp_path / "out")
     assert list(line["chosen"]) == MODES[1:]
     assert line["router"] is None
+
+
+def test_one_granularity_is_one_mode(file, tiny_stage3, tmp_path, caplog, refused):
+    convert(tiny_stage3, tmp_path / "plain", granularities=[16])
+    command = ["--model", tmp_path / "plain", "--data", file, "--output", tmp_path / "out", "--limit", 1, "-m", 1]
+    assert refused(main, *command, "--modes", "oracle").endswith("choose from 16")
+    assert run_main(command) == 0
+    assert caplog.messages == ["this model has no router: no adaptive mode, only 16"]
+    assert [list(line["chosen"]) for line in lines_of(tmp_path / "out")] == [["16"]]
 
 
 def test_the_adaptive_mode_of_a_model_without_a_router_is_refused(file, tiny_stage3, tmp_path, refused):

@@ -162,6 +162,51 @@ def test_a_forced_granularity_needs_no_router(tiny, granularity, monkeypatch):
         assert (view.granularity, view.source, view.routing) == (granularity, "forced", None)
 
 
+@pytest.fixture
+def reconfigured(tiny, monkeypatch):
+    """`reconfigured(*granularities)`: the tiny model without its router, with other granularities."""
+
+    def change(*granularities: int):
+        config = dataclasses.replace(tiny[0].config, has_router=False, granularities=granularities)
+        monkeypatch.setattr(tiny[0], "config", config)
+        monkeypatch.setattr(type(tiny[0]), "route", lambda *_: pytest.fail("it was routed"))
+        return tiny
+
+    return change
+
+
+@pytest.mark.parametrize("photo", PHOTOS, ids=["wide", "tall", "square"])
+def test_without_a_router_the_finest_is_taken_that_fits_a_budget(reconfigured, photo):
+    model, tokenizer = reconfigured(4, 16, 8, 1)
+    counts = {g: model.config.visual_tokens(g, (photo.height, photo.width)) for g in (16, 8, 4, 1)}
+    for budget in (None, 1000, *counts.values()):
+        (view,) = route(model, tokenizer, "Why?", photo, max_visual_tokens=budget)
+        assert view.granularity == next(g for g in counts if budget is None or counts[g] <= budget)
+        assert view.source == ("finest" if view.granularity == 16 else "budget")
+        assert (view.visual_tokens, view.visual_tokens_finest) == (counts[view.granularity], counts[16])
+        assert view.routing is None
+    with pytest.raises(InputError, match=f"takes at least {counts[1]}"):
+        route(model, tokenizer, "Why?", photo, max_visual_tokens=counts[1] - 1)
+    with pytest.raises(InputError, match="granularity is 2; choose auto or one of this model's: 1, 4, 8, 16"):
+        generate(model, tokenizer, "Why?", photo, granularity=2)
+
+
+@pytest.mark.parametrize("own", [16, 4])
+def test_a_model_with_one_granularity_can_be_forced_to_any_that_its_patches_pool_to(reconfigured, own):
+    model, tokenizer = reconfigured(own)
+    (view,) = generate(model, tokenizer, "Why?", WIDE, max_tokens=1).views
+    assert (view.granularity, view.source) == (own, "finest")
+    for granularity in (1, 2, 4, 8, 16):
+        answer = generate(model, tokenizer, "Why?", WIDE, granularity=granularity, max_tokens=1)
+        (view,) = answer.views
+        assert (view.granularity, view.source) == (granularity, "forced")
+        tokens = {g: model.config.visual_tokens(g, (WIDE.height, WIDE.width)) for g in (granularity, own)}
+        assert (view.visual_tokens, view.visual_tokens_finest) == (tokens[granularity], tokens[max(tokens)])
+        assert answer.prompt_tokens == len(answer.prompt_token_ids) - 1 + view.visual_tokens
+    with pytest.raises(InputError, match="granularity is 3; choose auto or one of this model's: 1, 2, 4, 8, 16"):
+        generate(model, tokenizer, "Why?", WIDE, granularity=3)
+
+
 def test_text_needs_neither_image_nor_router(tiny, monkeypatch):
     model, tokenizer = tiny
     monkeypatch.setattr(type(model), "route", lambda *_: pytest.fail("it was routed"))

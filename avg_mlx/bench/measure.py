@@ -17,7 +17,7 @@ from ..config import Config
 from ..errors import InputError
 from ..inference.answer import Answer
 from ..inference.generation import generate
-from ..inference.options import AUTO
+from ..inference.options import AUTO, forcible
 from ..inputs.image_io import ImageSource
 from ..inputs.prompt import PLACEHOLDER_ID, build_messages, encode_messages
 from ..inputs.tokenizer import Tokenizer
@@ -90,11 +90,12 @@ class Options:
             raise InputError("there is no granularity to measure; give one or more")
 
     def check(self, config: Config) -> None:
-        """Raise InputError for a granularity that the model does not have."""
-        unknown = set(self.granularities) - set(config.granularities)
+        """Raise InputError for a granularity that the model cannot be made to take."""
+        choices = forcible(config)
+        unknown = set(self.granularities) - set(choices)
         if unknown:
-            choices = ", ".join(map(str, sorted(config.granularities)))
-            raise InputError(f"granularity {min(unknown)} is not one of this model's; choose from {choices}")
+            listed = ", ".join(map(str, choices))
+            raise InputError(f"granularity {min(unknown)} is not one of this model's; choose from {listed}")
 
 
 def measure(model: Model, tokenizer: Tokenizer, options: Options, report: Progress = silent) -> list[Row]:

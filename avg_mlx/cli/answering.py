@@ -35,8 +35,9 @@ def add_looking_options(parser: Parser) -> None:
     count = number(int, 1, 2**31 - 1)
     add = parser.add_argument
     add("--system-prompt", type=text, help="replaces the system prompt that the model was trained with")
-    add("--granularity", type=granularity, default="auto", help="visual tokens per crop; auto lets the router choose")
-    add("--max-visual-tokens", type=count, metavar="N", help="let the router choose within N visual tokens an image")
+    auto = "visual tokens per crop (default: auto, the router's choice, or the finest without one)"
+    add("--granularity", type=granularity, default="auto", help=auto)
+    add("--max-visual-tokens", type=count, metavar="N", help="choose within N visual tokens an image")
     add("--max-pixels", type=count, default=64_000_000, metavar="N", help="refuse larger images (default: 64 million)")
 
 

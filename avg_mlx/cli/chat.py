@@ -164,7 +164,7 @@ class Terminal:
         from ..inference.options import Looking
 
         granularity: Any = int(given) if given.isdecimal() else given
-        Looking(granularity, self.max_visual_tokens).check(self.session.model.config, images=False)
+        Looking(granularity, self.max_visual_tokens).check(self.session.model.config)
         self.granularity = granularity
         self.note(f"[granularity {granularity} from now on]")
 

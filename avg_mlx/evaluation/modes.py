@@ -12,16 +12,16 @@ ADAPTIVE, RANDOM, ORACLE = "adaptive", "random", "oracle"
 
 
 def all_modes(config: Config) -> list[str]:
-    """Every mode of a model: the router's choice, each granularity by itself, chance, and hindsight."""
+    """Every mode of a model: the router's choice, each granularity, and chance and hindsight among several."""
     fixed = [str(g) for g in sorted(config.granularities)]
-    return [*([ADAPTIVE] if config.has_router else []), *fixed, RANDOM, ORACLE]
+    return [*([ADAPTIVE] if config.has_router else []), *fixed, *([RANDOM, ORACLE] if len(fixed) > 1 else [])]
 
 
 def check_modes(modes: Sequence[str | int], config: Config) -> list[str]:
     """Return each of `modes` once, in the order of `all_modes`. Raises InputError if the model lacks one."""
     known, wanted = all_modes(config), [str(mode) for mode in modes]
     if ADAPTIVE in wanted and not config.has_router:
-        raise InputError(f"this model has no router (a Stage-3 checkpoint); choose from {', '.join(known)}")
+        raise InputError(f"this model has no router; choose from {', '.join(known)}")
     unknown = [mode for mode in wanted if mode not in known]
     if unknown:
         raise InputError(f"mode {unknown[0]} is not one of this model's; choose from {', '.join(known)}")

@@ -73,7 +73,7 @@ def evaluate(
     group, output = mx.distributed.init(), Path(output)
     first = group.rank() == 0
     if modes is None and not model.config.has_router and first:
-        logger.warning("this model has no router (a Stage-3 checkpoint): the adaptive mode is left out")
+        logger.warning("this model has no router: no adaptive mode, only %s", ", ".join(all_modes(model.config)))
     modes = check_modes(all_modes(model.config) if modes is None else modes, model.config)
     check_max_tokens(max_tokens)
     model.eval()

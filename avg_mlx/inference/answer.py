@@ -2,12 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import mlx.core as mx
 
 from .steps import Layout
-from .view import View
+from .view import View, ViewSource
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def report(answer: Answer, model: str, revision: str | None, load_seconds: float
         "model": model,
         "revision": revision,
         "granularity": each([v.granularity for v in views]),
-        "granularity_source": max((v.source for v in views), key=("router", "forced", "budget").index, default=None),
+        "granularity_source": max((v.source for v in views), key=get_args(ViewSource).index, default=None),
         "router": each([v.routing and dataclasses.asdict(v.routing) for v in views]),
         "crops": each([v.crops for v in views]),
         "crop_grid": each([v.crop_grid for v in views]),

@@ -27,7 +27,7 @@ from .options import (
     check_max_tokens,
     check_names,
 )
-from .steps import Images, Layout, Stopwatch, listed, prepare, read_crops
+from .steps import Images, Layout, Stopwatch, prepare, read_crops
 
 BATCH_SIZE = 8
 
@@ -156,7 +156,7 @@ class _Batch:
         images: dict[int, list[Crops]] = {}
         for n, request in requests.items():
             try:
-                request.looking.check(self.model.config, bool(listed(request.image)))
+                request.looking.check(self.model.config)
                 check_max_tokens(request.max_tokens)
                 images[n] = read_crops(request.image, self.model.config, self.max_pixels)
             except AvgMlxError as error:

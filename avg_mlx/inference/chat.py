@@ -55,7 +55,7 @@ class ChatSession:
         check_names(options, AskOptions)
         looking = pick(Looking, {**options, "system_prompt": self.system_prompt, "max_pixels": self.max_pixels})
         decoding = pick(Decoding, options)
-        looking.check(self.model.config, bool(self.images or listed(image)))
+        looking.check(self.model.config)
         decoding.check(self.model.config)
         return self._answer(prompt, image, looking, decoding)
 

@@ -21,7 +21,7 @@ from .options import (
     check_names,
     pick,
 )
-from .steps import Images, Layout, PreparedPrompt, Stopwatch, choose, listed, prepare, see
+from .steps import Images, Layout, PreparedPrompt, Stopwatch, choose, prepare, see
 from .view import View
 
 
@@ -44,7 +44,7 @@ def route(
     """Tell how closely each image would be looked at, without generating; options as for `stream_generate`."""
     check_names(options, RouteOptions)
     looking = pick(Looking, options)
-    looking.check(model.config, bool(listed(image)))
+    looking.check(model.config)
     return choose(model, see(model, tokenizer, prompt, image, looking), looking)
 
 
@@ -66,7 +66,7 @@ def stream_generate(
     """
     check_names(options, GenerateOptions)
     looking, decoding = pick(Looking, options), pick(Decoding, options)
-    looking.check(model.config, bool(listed(image)))
+    looking.check(model.config)
     decoding.check(model.config)
     return answer(model, tokenizer, prompt, image, looking, decoding)
 

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from ..config import Config
 from ..errors import InputError, OptionError, nearest
+from ..geometry import poolings
 from ..inputs.image_io import MAX_PIXELS
 
 AUTO: Literal["auto"] = "auto"
@@ -62,9 +63,9 @@ class GenerateOptions(AskOptions, total=False):
 class Looking:
     """How closely images are looked at, and what may be read.
 
-    granularity: "auto" lets the router choose; a number forces that many visual tokens per crop. max_visual_tokens: a
-    budget for each image, within which the router chooses. system_prompt: replaces the one that the model was trained
-    with. max_pixels: larger images are refused.
+    granularity: "auto" lets the router choose, or is the finest where there is no router; a number forces that many
+    visual tokens per crop. max_visual_tokens: a budget for each image, within which "auto" stays. system_prompt:
+    replaces the one that the model was trained with. max_pixels: larger images are refused.
     """
 
     granularity: Granularity = AUTO
@@ -72,17 +73,27 @@ class Looking:
     system_prompt: str | None = None
     max_pixels: int = MAX_PIXELS
 
-    def check(self, config: Config, images: bool) -> None:
+    def check(self, config: Config) -> None:
         """Raise InputError for options that the model does not have, or that contradict each other."""
-        choices = ", ".join(map(str, sorted(config.granularities)))
-        if self.granularity != AUTO and self.granularity not in config.granularities:
-            raise InputError(f"granularity is {self.granularity!r}; choose {AUTO} or one of this model's: {choices}")
-        if self.granularity != AUTO and self.max_visual_tokens is not None:
+        if self.granularity == AUTO:
+            return
+        choices = forcible(config)
+        if self.granularity not in choices:
+            listed = ", ".join(map(str, choices))
+            raise InputError(f"granularity is {self.granularity!r}; choose {AUTO} or one of this model's: {listed}")
+        if self.max_visual_tokens is not None:
             raise InputError(
                 f"granularity {self.granularity} forces a choice and max_visual_tokens limits the router's; give one"
             )
-        if self.granularity == AUTO and images and not config.has_router:
-            raise InputError(f"this model has no router (a Stage-3 checkpoint); choose a granularity from {choices}")
+
+
+def forcible(config: Config) -> list[int]:
+    """The granularities that may be forced, the coarsest first.
+
+    They are the model's own. A plain model has only one and no router, and its patches may be pooled to any other.
+    """
+    plain = len(config.granularities) == 1 and not config.has_router
+    return poolings(config.vision.patch_grid) if plain else sorted(config.granularities)
 
 
 @dataclass(frozen=True)

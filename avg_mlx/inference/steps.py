@@ -167,11 +167,12 @@ def score(model: Model, seen: Seen) -> list[Routing]:
 
 
 def choose(model: Model, seen: Seen, looking: Looking) -> tuple[View, ...]:
-    """Choose a granularity for each image; the router runs unless one is forced.
+    """Choose a granularity for each image; the router, where there is one, runs unless one is forced.
 
     Raises InputError if no granularity fits the budget, or if the prompt does not fit the model's context.
     """
-    routings = score(model, seen) if looking.granularity == AUTO else [None] * len(seen.crops)
+    routed = looking.granularity == AUTO and model.config.has_router
+    routings = score(model, seen) if routed else [None] * len(seen.crops)
     images = zip(seen.crops, routings, strict=True)
     views = tuple(view_image(model.config, crops, routing, looking) for crops, routing in images)
     positions, context = len(seen.text) + sum(view.visual_tokens for view in views), model.config.context_length

@@ -1,6 +1,6 @@
 """How closely an image is looked at: the router's scores, and what is made of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -10,7 +10,10 @@ from ..config import Config
 from ..errors import InputError
 from ..geometry import Pair
 from ..inputs.image import Crops
-from .options import Looking
+from .options import AUTO, Looking
+
+# Why: the router's choice, or the finest for want of one; forced by the caller; or what fits where those two do not.
+ViewSource = Literal["router", "finest", "forced", "budget"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class View:
     """How closely one image is looked at, and why."""
 
     granularity: int
-    source: Literal["router", "forced", "budget"]  # "budget": the router's own choice did not fit it
-    routing: Routing | None  # None when the granularity is forced
+    source: ViewSource
+    routing: Routing | None  # None when the granularity is forced, or there is no router
     crops: int
     crop_grid: Pair  # (rows, columns) of local crops
     visual_tokens: int
@@ -51,24 +54,34 @@ class View:
 
 
 def view_image(config: Config, crops: Crops, routing: Routing | None, looking: Looking) -> View:
-    """Choose one image's granularity: the best-scored that fits the budget, or the forced one where `routing` is None.
+    """Choose one image's granularity; `routing` is None if it is forced, or if there is no router.
 
     Raises InputError if no granularity fits the budget.
     """
     counts = {g: config.visual_tokens(g, crops.image_size) for g in config.granularities}
-    source: Literal["router", "forced", "budget"] = "forced"
-    if routing is None:
-        chosen = int(looking.granularity)
+    if looking.granularity == AUTO:
+        chosen, source = _choose(counts, routing, looking.max_visual_tokens)
     else:
-        budget = looking.max_visual_tokens
-        fitting = [g for g in counts if budget is None or counts[g] <= budget]
-        if not fitting:
-            raise InputError(
-                f"no granularity fits into {budget} visual tokens; this image takes at least {min(counts.values())}"
-            )
-        chosen = routing.best_of(fitting)
-        source = "router" if chosen == routing.choice else "budget"
-    return View(chosen, source, routing, len(crops), crops.crop_grid, counts[chosen], counts[config.finest])
+        chosen, source = int(looking.granularity), "forced"
+        counts[chosen] = config.visual_tokens(chosen, crops.image_size)
+    return View(chosen, source, routing, len(crops), crops.crop_grid, counts[chosen], counts[max(counts)])
+
+
+def _choose(counts: Mapping[int, int], routing: Routing | None, budget: int | None) -> tuple[int, ViewSource]:
+    """Choose the best-scored granularity that fits, or the finest where there are no scores, and say why.
+
+    counts: the visual tokens that each granularity takes.
+    """
+    fitting = [g for g in counts if budget is None or counts[g] <= budget]
+    if not fitting:
+        raise InputError(
+            f"no granularity fits into {budget} visual tokens; this image takes at least {min(counts.values())}"
+        )
+    best_of: Callable[[Sequence[int]], int] = max if routing is None else routing.best_of
+    chosen = best_of(fitting)
+    if chosen != best_of(list(counts)):
+        return chosen, "budget"
+    return chosen, "finest" if routing is None else "router"
 
 
 def _floats(x: mx.array) -> tuple[float, ...]:

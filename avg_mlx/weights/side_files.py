@@ -17,15 +17,15 @@ CARD = """\
 ---
 {front_matter}
 ---
-# AVG-LLaVA for MLX
+# {name} for MLX
 
 Converted from {origin} with avg-mlx: {weights}.
 
-AVG-LLaVA looks at an image as closely as the question needs. {routing}
+{looking}
 
     avg-mlx generate --model THIS_FOLDER --image photo.jpg --prompt "What is in this image?"
 
-The method is described in "AVG-LLaVA: An Efficient Large Multimodal Model with Adaptive Visual Granularity"
+{method} is described in "AVG-LLaVA: An Efficient Large Multimodal Model with Adaptive Visual Granularity"
 (arXiv 2410.02745). The weights keep the licence of the checkpoint they come from.
 """
 
@@ -79,14 +79,26 @@ def model_card(origin: str, keys: Mapping[str, Any]) -> str:
         weights = f"language model quantized to {quantization['bits']} bits in groups of {quantization['group_size']}"
     else:
         weights = f"weights in {keys['torch_dtype']}"
-    granularities = ", ".join(map(str, sorted(Config.from_dict(keys).granularities)))
-    if keys["router_select"]:
-        routing = f"A router picks {granularities} visual tokens per crop."
-    else:
-        routing = f"It has no router yet: choose {granularities} visual tokens per crop with --granularity."
+    config = Config.from_dict(keys)
     return CARD.format(
         front_matter=front_matter.to_yaml(),
+        name="AVG-LLaVA" if config.has_router else "LLaVA",
         origin=origin if on_hub else "a local checkpoint",
         weights=weights,
-        routing=routing,
+        looking=_looking(config),
+        method="The method" if config.has_router else "Training a router",
     )
+
+
+def _looking(config: Config) -> str:
+    """Say how closely the model looks at an image."""
+    choices = ", ".join(map(str, sorted(config.granularities)))
+    if config.has_router:
+        return (
+            "AVG-LLaVA looks at an image as closely as the question needs. "
+            f"A router picks {choices} visual tokens per crop."
+        )
+    alike = f"It looks at all images with {config.finest} visual tokens per crop"
+    if len(config.granularities) == 1:
+        return f"{alike}."
+    return f"{alike}, since it has no router yet: choose {choices} with --granularity."
