@@ -13,20 +13,14 @@ import tempfile
 from pathlib import Path
 from random import Random
 
-import yaml
 from PIL import Image, ImageDraw
 
 CHECKPOINT = Path(__file__).parent.parent / "tests" / "golden_llava" / "next" / "checkpoint"
 COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "white": (240, 240, 240)}
 PHOTOS = 64
-RECIPE = {
-    "model": "plain",
-    "data": "train.json",
-    "image-folder": "photos",
-    "output": "my_run",
-    "instruct": {"iters": 60, "learning-rate": 3e-3, "batch-size": 8, "train-projector": True},
-    "router": {"iters": 30, "learning-rate": 1e-3, "batch-size": 8},
-}
+DATA = ("--data", "train.json", "--image-folder", "photos")
+TUNED = ("--iters", "60", "--learning-rate", "3e-3", "--batch-size", "8", "--train-projector")
+ROUTED = ("--router-iters", "30", "--router-batch-size", "8")
 
 
 def main() -> None:
@@ -35,8 +29,8 @@ def main() -> None:
         draw(home)
         run(home, "convert", "--hf-path", str(CHECKPOINT), "--mlx-path", "plain", "--granularities")
         before = feedback(home, "plain")
-        run(home, "train", "rglf", "-c", "recipe.yaml")
-        run(home, "fuse", "--model", "plain", "--adapter-path", "my_run/adapters", "--save-path", "adaptive")
+        run(home, "train", "rglf", "--model", "plain", *DATA, "--adapter-path", "adapters", *TUNED, *ROUTED)
+        run(home, "fuse", "--model", "plain", "--adapter-path", "adapters", "--save-path", "adaptive")
         after = feedback(home, "adaptive")
         asked = ("--image", "photos/0.png", "--prompt", "What is this?")
         answer = run(home, "generate", "--model", "adaptive", *asked).strip()
@@ -44,7 +38,7 @@ def main() -> None:
 
 
 def draw(home: Path) -> None:
-    """Photos, what is asked about them, and the recipe."""
+    """Photos, and what is asked about them."""
     random, samples = Random(0), []
     (home / "photos").mkdir()
     for n in range(PHOTOS):
@@ -57,12 +51,10 @@ def draw(home: Path) -> None:
         turns = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": f"a {color} {kind}"}]
         samples.append({"id": str(n), "image": f"{n}.png", "conversations": turns})
     (home / "train.json").write_text(json.dumps(samples))
-    (home / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
 
 
 def feedback(home: Path, model: str) -> str:
-    data = ("--data", "train.json", "--image-folder", "photos", "--output", f"{model}.jsonl")
-    return run(home, "feedback", "--model", model, *data)
+    return run(home, "feedback", "--model", model, *DATA, "--output", f"{model}.jsonl")
 
 
 def run(home: Path, *arguments: str) -> str:

@@ -307,14 +307,14 @@ def test_make_feedback_skips_and_counts_what_has_nothing_to_choose(tiny_folder, 
     assert rows == collected[0]
     assert file.read_bytes() == collected[1].read_bytes()
     assert reports[-1] == (4, 4)
-    assert caplog.messages == ["2 of 6 samples skipped: not exactly one image"]
+    assert caplog.messages == ["2 of 6 samples skipped: a router chooses for exactly one image"]
 
 
 def test_data_with_nothing_to_choose_at_all_is_refused(tiny_folder, tmp_path, caplog):
     data = write_samples(tmp_path, [RECORDS[3], RECORDS[4]])
     with pytest.raises(InputError, match=r"data\.json leaves no sample to measure; see the warnings above"):
         make_feedback(FeedbackOptions(model=tiny_folder, data=data, output=tmp_path / "feedback.jsonl"))
-    assert caplog.messages == ["2 of 2 samples skipped: not exactly one image"]
+    assert caplog.messages == ["2 of 2 samples skipped: a router chooses for exactly one image"]
     assert not (tmp_path / "feedback.jsonl").exists()
 
 

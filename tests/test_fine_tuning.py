@@ -8,21 +8,22 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import CHECKPOINT, GOLDEN, RECORDS, conversation, without_router, write_samples
+from conftest import CHECKPOINT, GOLDEN, RECORDS, ROOT, conversation, without_router, write_samples
 
 from avg_mlx import InputError, Quantization, convert, generate, load
 from avg_mlx.model.avg_llava import Model
 from avg_mlx.model.inventory import tensors_of
 from avg_mlx.model.router import Router
-from avg_mlx.training import instruct
+from avg_mlx.training import instruct, stages
 from avg_mlx.training.data import IGNORED, read_samples
 from avg_mlx.training.loop import step_gradients
-from avg_mlx.training.options import InstructOptions, RouterOptions
+from avg_mlx.training.options import FeedbackOptions, InstructOptions, RglfOptions, RouterOptions
 from avg_mlx.training.rglf import initialize
-from avg_mlx.training.stages import train_instruct, train_router
+from avg_mlx.training.stages import make_feedback, train_instruct, train_rglf, train_router
 from avg_mlx.weights.adapters import AdapterConfig, trained_tensors
 from avg_mlx.weights.fusing import fuse
 
+LLAVA_NEXT = ROOT / "tests" / "golden_llava" / "next" / "checkpoint"
 COARSE = (36, 72)
 LEARNED = (("image_0.png", "What?", "a cat"), ("image_1.png", "Who?", "two"))
 SMALL_LOSS = 0.1  # an untrained model's is above 6
@@ -223,8 +224,7 @@ def test_a_router_is_made_for_stage3_and_generate_routes(route, tiny_stage3, tmp
     tensors = mx.load(str(folder / "adapters.safetensors"))
     plain, tokenizer = load(tiny_stage3)
     assert not plain.config.has_router
-    with pytest.raises(InputError, match="granularity"):
-        generate(plain, tokenizer, "What?", data.parent / "wide.png")
+    assert generate(plain, tokenizer, "What?", data.parent / "wide.png", max_tokens=1).views[0].source == "finest"
     model, tokenizer = load(tiny_stage3, adapter_path=folder)
     assert tensors.keys() == {f"router.{name}" for name in tensors_of(model.router)}
     assert tensors_of(model).keys() - tensors.keys() == tensors_of(plain).keys()
@@ -302,6 +302,57 @@ def test_a_router_that_is_there_is_trained_on_unless_a_fresh_one_is_asked_for(ro
     fresh = mx.load(str(route(**options, fresh_router=True, adapter_path=tmp_path / "new") / "adapters.safetensors"))
     assert all(mx.allclose(array, before[name], atol=1e-4) for name, array in went_on.items())
     assert mx.abs(fresh["router.voter"] - before["router.voter"]).mean().item() > 0.5
+
+
+def test_a_plain_model_is_made_adaptive(tmp_path):
+    """A checkpoint in the Hub's layout, with one granularity and no router, learns both stages and then routes."""
+    data = write_samples(tmp_path, RECORDS[:1])
+    convert(LLAVA_NEXT, tmp_path / "plain", granularities=[])
+    rglf = RglfOptions(
+        model=tmp_path / "plain",
+        data=data,
+        adapter_path=tmp_path / "adapters",
+        iters=15,
+        learning_rate=5e-3,
+        router_iters=15,
+    )
+    train_rglf(rglf)
+    fuse(rglf.model, rglf.adapter_path, tmp_path / "fused")
+    before, after = (
+        make_feedback(FeedbackOptions(model=tmp_path / name, data=data, output=tmp_path / f"{name}.jsonl"))
+        for name in ("plain", "fused")
+    )
+    losses = [np.mean([row.losses for row in rows], axis=0) for rows in (before, after)]
+    assert before[0].granularities == after[0].granularities == [9, 18, 36]
+    assert np.all(losses[1] < losses[0] / 5), losses
+
+    model, tokenizer = load(tmp_path / "fused")
+    answer = generate(model, tokenizer, "What is this?", data.parent / "wide.png", max_tokens=4)
+    assert answer.text.startswith("A cat.")
+    assert answer.views[0].source == "router"
+
+
+def test_a_router_that_is_there_is_trained_on_after_stage_3_too(tiny_folder, data, tmp_path):
+    options = RglfOptions(
+        model=tiny_folder, data=data, adapter_path=tmp_path / "on", iters=1, router_iters=1, router_learning_rate=1e-6
+    )
+    train_rglf(options)
+    train_rglf(replace(options, adapter_path=tmp_path / "new", fresh_router=True))
+    before = tensors_of(load(tiny_folder)[0])["router.voter"]
+    on, new = (mx.load(str(tmp_path / name / "adapters.safetensors"))["router.voter"] for name in ("on", "new"))
+    assert mx.allclose(on, before, atol=1e-4)
+    assert mx.abs(new - before).mean().item() > 0.5
+
+
+def test_what_stage_3_holds_out_stage_4_does_not_learn(tiny_stage3, data, tmp_path, monkeypatch):
+    given = []
+    for stage in ("_instruct", "_router"):
+        monkeypatch.setattr(stages, stage, lambda model, *samples: given.append(samples[:2]))
+    for seed in range(4):
+        train_rglf(RglfOptions(model=tiny_stage3, data=data, adapter_path=tmp_path, val_fraction=0.4, seed=seed))
+        for all_samples, routed in zip(*given, strict=True):
+            assert routed == [sample for sample in all_samples if len(sample.images) == 1]
+        given.clear()
 
 
 D = 256  # of the router whose initialization is looked at

@@ -104,6 +104,28 @@ def test_training(stage, tiny_folder, data, tmp_path):
 PARTS = ("model", "optimizer")
 
 
+def test_both_stages_of_training(tiny_stage3, data, tmp_path):
+    command = ["train", "rglf", "--model", tiny_stage3, "--data", data, "--iters", 6, "--router-iters", 6]
+    command += ["--batch-size", 2, "--lora-dropout", 0.2, "--grad-checkpoint", "--save-every", 2]
+    command += ["--resume", "--adapter-path"]
+    whole, folder = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
+    files = ("instruct/log.jsonl", "feedback.jsonl", "log.jsonl")
+    run([*command, whole])
+    assert [len(lines_of(whole / file)) for file in files] == [6, 10, 6]
+    rng, killed = random.Random("rglf"), 0
+    for file, count in ((files[0], 3), (files[0], 6), (files[1], 4), (files[2], 1), (files[2], 4)):
+        moment = lambda file=file, count=count: len(lines_of(folder / file)) >= count  # noqa: E731
+        killed += kill([*command, folder], moment, rng.uniform(0, 0.05))
+    assert killed >= 4
+    run([*command, folder])
+    assert log_of(folder) == log_of(whole)
+    assert log_of(folder / "instruct") == log_of(whole / "instruct")
+    ended, expected = files_of(folder), files_of(whole)
+    assert ended.keys() == expected.keys()
+    for name in expected:
+        assert ended[name] == expected[name] or name.endswith("log.jsonl"), name
+
+
 def test_feedback(tiny_folder, data, tmp_path):
     command = ["feedback", "--model", tiny_folder, "--data", data, "--output"]
     run([*command, tmp_path / "whole.jsonl"])

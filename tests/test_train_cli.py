@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,11 +11,11 @@ import pytest
 import yaml
 from conftest import RECORDS, make_adapters, write_samples
 
-from avg_mlx import load
+from avg_mlx import InputError, convert, load
 from avg_mlx.cli import export, feedback, fuse, generate, train
 from avg_mlx.cli.progress import Bar
 from avg_mlx.training import stages
-from avg_mlx.training.options import InstructOptions, RouterOptions
+from avg_mlx.training.options import InstructOptions, RglfOptions, RouterOptions
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def options_given(monkeypatch):
 
     def parse(stage: str, *arguments):
         seen = []
-        monkeypatch.setattr(stages, f"train_{stage}", lambda options, *_: seen.append(options))
+        monkeypatch.setattr(stages, f"train_{stage}", lambda options, *_: seen.append(options) or ())
         monkeypatch.setattr(train, "_finish", lambda trained: None)
         assert train.main([stage, *map(str, arguments)]) == 0
         return seen[0]
@@ -52,6 +53,7 @@ def test_defaults_are_those_of_the_stages(options_given, required):
     given = {"model": str(model), "data": data, "adapter_path": folder}
     assert options_given("instruct", *required) == InstructOptions(**given)
     assert options_given("router", *required) == RouterOptions(**given)
+    assert options_given("rglf", *required) == RglfOptions(**given)
 
 
 def test_a_config_file_gives_options_and_the_command_line_wins(options_given, required, tmp_path):
@@ -85,6 +87,8 @@ def test_a_config_file_gives_options_and_the_command_line_wins(options_given, re
     )
     assert options_given("instruct", f"--config={file}").batch_size == 3
     assert options_given("instruct", "-c", file).batch_size == 3
+    both = options_given("rglf", "-c", file, "--router-epochs", 4)
+    assert (both.batch_size, both.router_batch_size, both.router_epochs, both.lora_rank) == (3, 4, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +150,7 @@ def assert_told(pattern: str, line: str) -> None:
         raise AssertionError(line)
 
 
-@pytest.mark.parametrize("stage", ["instruct", "router"])
+@pytest.mark.parametrize("stage", ["instruct", "router", "rglf"])
 @pytest.mark.parametrize("missing", ["--model", "--data", "--adapter-path"])
 def test_required_options(stage, missing, required, refused):
     at = required.index(missing)
@@ -154,16 +158,8 @@ def test_required_options(stage, missing, required, refused):
     assert f"the following arguments are required: {missing}" in line
 
 
-@pytest.mark.parametrize(
-    ("main", "missing"),
-    [
-        (feedback.main, "--model, --data, --output"),
-        (lambda arguments: train.main(["rglf", *arguments]), "-c/--config"),
-    ],
-    ids=["feedback", "rglf"],
-)
-def test_required_options_of_the_other_verbs(main, missing, refused):
-    assert f"the following arguments are required: {missing}" in refused(main)
+def test_required_options_of_feedback(refused):
+    assert "the following arguments are required: --model, --data, --output" in refused(feedback.main)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +190,11 @@ def test_required_options_of_the_other_verbs(main, missing, refused):
         ("router", "--model", "absent", "no folder absent"),
         ("router", "--data", "absent.json", "cannot read absent.json"),
         ("instruct", "--vision-learning-rate", "1e-4", "--vision-learning-rate .*--train-vision"),
+        ("rglf", "--router-learning-rate", "0", "--router-learning-rate is 0.0; expected a number above 0"),
+        ("rglf", "--router-epoch", "2", "unrecognized arguments: --router-epoch 2; did you mean --router-epochs"),
+        ("rglf", "--token-cost", "-1", "--token-cost is -1.0; expected a number from 0"),
+        ("rglf", "--granularities-per-step", "6", "--granularities-per-step is 6, but the model has 5"),
+        ("rglf", "--base-adapters", "a", "unrecognized arguments: --base-adapters a"),
     ],
 )
 def test_values_out_of_range(stage, option, value, told, required, refused):
@@ -215,10 +216,10 @@ def test_an_unknown_stage(refused):
     ("main", "arguments", "told"),
     [
         (train.main, [], "rglf"),
-        (train.main, ["--help"], "the whole recipe from one config file"),
+        (train.main, ["--help"], "both stages in one command"),
         (train.main, ["instruct", "--help"], "--granularities-per-step"),
         (train.main, ["router", "--help"], "--feature-cache"),
-        (train.main, ["rglf", "--help"], "--resume"),
+        (train.main, ["rglf", "--help"], "--router-epochs"),
         (feedback.main, ["--help"], "--output"),
         (fuse.main, ["--help"], "--dequantize"),
         (export.main, ["--help"], "--save-path"),
@@ -234,17 +235,11 @@ def test_help(main, arguments, told, capfd):
 
 
 @pytest.fixture
-def recipe(tiny_stage3, short, tmp_path) -> Path:
-    """A config file of the whole recipe."""
-    content = {
-        "model": str(tiny_stage3),
-        "data": str(short),
-        "output": str(tmp_path / "output"),
-        "batch_size": 2,
-        "instruct": {"iters": 2, "learning_rate": 1e-3, "lora_parameters": {"rank": 2, "scale": 2.0, "dropout": 0.0}},
-        "router": {"iters": 3},
-    }
-    return write_yaml(tmp_path / "recipe.yaml", content)
+def both(tiny_stage3, short, tmp_path) -> list[str]:
+    """Arguments that train both stages in a few steps."""
+    options = ["--model", tiny_stage3, "--data", short, "--adapter-path", tmp_path / "adapters", "--batch-size", 2]
+    options += ["--iters", 2, "--learning-rate", 1e-3, "--lora-rank", 2, "--lora-scale", 2, "--router-iters", 3]
+    return ["rglf", *map(str, options)]
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -253,56 +248,91 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-def test_the_whole_recipe_and_again_with_resume(recipe, tiny_stage3, short, tmp_path, capfd, refused):
-    output = tmp_path / "output"
-    assert train.main(["rglf", "--config", str(recipe)]) == 0
+def test_both_stages_and_again_with_resume(both, tiny_stage3, short, tmp_path, capfd, refused):
+    folder = tmp_path / "adapters"
+    assert train.main(both) == 0
     out, err = capfd.readouterr()
-    assert f"Adapters: {output / 'adapters'}" in out
     assert_feedback_table(out, router=False)
-    for title, folder, steps in (("Instruct", output / "instruct", 2), ("Router", output / "adapters", 3)):
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for title, run, steps in (("Instruct", folder / "instruct", 2), ("Router", folder, 3)):
+        log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        assert [record["step"] for record in log] == list(range(1, steps + 1))
         first, mean = log[0]["loss"], sum(record["loss"] for record in log) / steps
-        told = f"Steps: {steps}, .*Training loss: {first:.4f} .* {mean:.4f} .*Adapters: {folder}"
+        told = f"Steps: {steps}, .*Training loss: {first:.4f} .* {mean:.4f} .*Adapters: {run}"
         assert re.search(told, out, re.DOTALL)
         assert f"{title}: step {steps} of {steps}, loss {log[-1]['loss']:.4f}" in err
-    assert {file.name for file in output.iterdir()} == {"instruct", "adapters", "feedback.jsonl"}
-    rows = [json.loads(line) for line in (output / "feedback.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "feedback.jsonl").read_text().splitlines()]
     assert sorted(row["id"] for row in rows) == ["last", "one"]
-    steps = [len((output / stage / "log.jsonl").read_text().splitlines()) for stage in ("instruct", "adapters")]
-    assert steps == [2, 3]
-    tensors = mx.load(str(output / "adapters" / "adapters.safetensors"))
+    tensors = mx.load(str(folder / "adapters.safetensors"))
     assert any(name.endswith("lora_a") for name in tensors)
     assert "router.voter" in tensors
 
-    answer = answer_of(capfd, tiny_stage3, short, "--adapter-path", output / "adapters")
+    answer = answer_of(capfd, tiny_stage3, short, "--adapter-path", folder)
     assert answer["granularity_source"] == "router"
 
-    finished = files_in(output)
-    assert "--resume" in refused(train.main, "rglf", "--config", recipe)
-    assert train.main(["rglf", "--config", str(recipe), "--resume"]) == 0
-    assert files_in(output) == finished
+    finished = files_in(folder)
+    assert f"{folder} holds a run already; resume it with --resume" in refused(train.main, *both)
+    assert train.main([*both, "--resume"]) == 0
+    assert files_in(folder) == finished
 
-    for stage in ("adapters", "instruct"):  # as if the power had failed before that stage's first step was kept
-        for folder in (output / "adapters", *([output / "instruct"] if stage == "instruct" else [])):
-            for checkpoint in folder.glob("checkpoint-*"):
-                for file in checkpoint.iterdir():
-                    file.unlink()
-                checkpoint.rmdir()
-        assert train.main(["rglf", "--config", str(recipe), "--resume"]) == 0
-        again = mx.load(str(output / "adapters" / "adapters.safetensors"))
+    for runs in ([folder], [folder, folder / "instruct"]):  # as if the power had failed before a first step was kept
+        for checkpoint in [checkpoint for run in runs for checkpoint in run.glob("checkpoint-*")]:
+            shutil.rmtree(checkpoint)
+        assert train.main([*both, "--resume"]) == 0
+        again = mx.load(str(folder / "adapters.safetensors"))
         assert all(mx.array_equal(again[name], array) for name, array in tensors.items())
 
 
-def test_ctrl_c_between_the_steps_of_a_recipe_says_how_to_resume(recipe, tmp_path, monkeypatch, capfd):
+def test_two_commands_do_what_train_rglf_does(both, required, tiny_stage3, tmp_path):
+    assert train.main(both) == 0
+    shared = ["--model", tiny_stage3, *required[2:4], "--adapter-path"]
+    stage3 = ["--batch-size", 2, "--iters", 2, "--learning-rate", 1e-3, "--lora-rank", 2, "--lora-scale", 2]
+    assert train.main(list(map(str, ["instruct", *shared, tmp_path / "tuned", *stage3]))) == 0
+    stage4 = ["--base-adapters", tmp_path / "tuned", "--iters", 3]
+    assert train.main(list(map(str, ["router", *shared, tmp_path / "routed", *stage4]))) == 0
+    for ours, theirs in (("adapters/instruct", "tuned"), ("adapters", "routed")):
+        ours, theirs = (mx.load(str(tmp_path / folder / "adapters.safetensors")) for folder in (ours, theirs))
+        assert ours.keys() == theirs.keys()
+        assert all(mx.array_equal(ours[name], array) for name, array in theirs.items())
+
+
+def test_ctrl_c_between_the_stages_says_how_to_resume(both, tmp_path, monkeypatch, capfd):
     def press(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(stages, "train_router", press)
-        assert train.main(["rglf", "--config", str(recipe)]) == 130
+        context.setattr(stages, "load_adapters", press)
+        assert train.main(both) == 130
     assert "--resume goes on from there" in capfd.readouterr().err.splitlines()[-1]
-    assert train.main(["rglf", "--config", str(recipe), "--resume"]) == 0
-    assert f"Adapters: {tmp_path / 'output' / 'adapters'}" in capfd.readouterr().out
+    shutil.move(tmp_path / "adapters", tmp_path / "moved")
+    both[both.index("--adapter-path") + 1] = str(tmp_path / "moved")
+    assert train.main([*both, "--resume"]) == 0
+    assert f"Adapters: {tmp_path / 'moved'}\n" in capfd.readouterr().out.replace("; losses", "\n")
+
+
+@pytest.mark.parametrize("stage", ["router", "rglf"])
+def test_one_granularity_leaves_a_router_no_choice(stage, tiny_stage3, required, refused, tmp_path):
+    convert(tiny_stage3, tmp_path / "plain", granularities=[16])
+    line = refused(train.main, stage, "--model", tmp_path / "plain", *required[2:])
+    assert f"{tmp_path / 'plain'} has one granularity, 16" in line
+    assert f"avg-mlx convert --hf-path {tmp_path / 'plain'} --granularities" in line
+    assert not required[-1].exists()
+    assert train.main(["instruct", "--model", str(tmp_path / "plain"), *map(str, required[2:]), "--iters", "1"]) == 0
+
+
+def test_a_folder_that_stage_4_would_refuse_is_refused_before_stage_3(both, required, refused, tmp_path, capfd):
+    assert train.main(["instruct", *map(str, required), "--iters", "1"]) == 0
+    capfd.readouterr()
+    assert f"{tmp_path / 'adapters'} holds a run already" in refused(train.main, *both)
+    assert not (tmp_path / "adapters" / "instruct").exists()
+
+
+def test_data_that_stage_4_would_refuse_is_refused_before_stage_3(tiny_stage3, tmp_path):
+    options = RglfOptions(
+        model=tiny_stage3, data=write_samples(tmp_path, RECORDS[3:5]), adapter_path=tmp_path / "adapters"
+    )
+    with pytest.raises(InputError, match="leaves no sample to learn"):
+        stages.train_rglf(options)
+    assert not options.adapter_path.exists()
 
 
 @pytest.mark.parametrize(("every", "told"), [(1, [1, 2, 3, 4, 5]), (2, [2, 3, 4, 5]), (10, [3, 5])])
@@ -355,32 +385,6 @@ def answer_of(capfd, model: Path, short: Path, *arguments) -> dict:
     command = ["--model", model, "--image", image, "--prompt", "What?", "--max-tokens", 4, "--json", *arguments]
     assert generate.main([str(argument) for argument in command]) == 0
     return json.loads(capfd.readouterr().out)
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"output": None}, "recipe.yaml: expected model, data, output"),
-        ({"output": 7}, "recipe.yaml: output is 7; expected a path"),
-        ({"instruct": [1]}, "expected model, data, output, and options under instruct and router"),
-        ({"router": {"lora_rank": 8}}, "recipe.yaml, router: lora-rank is not an option of train router"),
-        ({"router": {"learning_rat": 8}}, "recipe.yaml, router: learning-rat .*did you mean learning-rate"),
-        ({"router": {"token_cost": -1}}, "recipe.yaml, router: token-cost is -1; expected a number from 0"),
-        ({"instruct": {"vision_learning_rate": 1.0}}, "recipe.yaml, instruct: vision_learning_rate"),
-        ({"instruct": {"adapter_path": "elsewhere"}}, "recipe.yaml, instruct: adapter-path is not an option"),
-        ({"rooter": {"iters": 8}}, "recipe.yaml: rooter is not an option of train rglf; did you mean router"),
-        ({"batch_siz": 8}, "recipe.yaml: batch-siz .*did you mean batch-size"),
-        ({"batch_size": 0}, "recipe.yaml: batch-size is 0"),
-        ({"model": None}, "recipe.yaml lacks model"),
-        ({"data": "absent.json"}, "cannot read absent.json"),
-    ],
-    ids=str,
-)
-def test_recipes_that_cannot_be_used(changes, told, recipe, refused, tmp_path):
-    content = {key: value for key, value in (yaml.safe_load(recipe.read_text()) | changes).items() if value is not None}
-    write_yaml(recipe, content)
-    assert_told(told, refused(train.main, "rglf", "--config", recipe))
-    assert not (tmp_path / "output").exists()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -24,7 +25,9 @@ from avg_mlx.cli.train import main as train_main
 from avg_mlx.errors import Interrupted
 from avg_mlx.journal import Journal
 from avg_mlx.training.interrupts import deferred_interrupts
+from avg_mlx.training.options import RglfOptions
 from avg_mlx.training.run import Run
+from avg_mlx.training.stages import train_rglf
 from avg_mlx.weights.adapters import AdapterConfig
 
 STEPS = 8  # of `fit`, which saves every third
@@ -211,6 +214,51 @@ def test_a_run_is_one_processs(tmp_path):
     with run.open(resume=False), pytest.raises(InputError, match="another process is writing"):
         fit(tmp_path / "run")
     fit(tmp_path / "run")
+
+
+# Both stages
+
+
+@pytest.fixture(scope="module")
+def both(tiny_stage3, data, tmp_path_factory) -> RglfOptions:
+    """Options of both stages, and in their folder what a run leaves that is not interrupted."""
+    options = RglfOptions(
+        model=tiny_stage3,
+        data=data,
+        adapter_path=tmp_path_factory.mktemp("both"),
+        val_fraction=0.25,
+        batch_size=2,
+        iters=4,
+        lora_dropout=0.2,
+        router_iters=5,
+        save_every=2,
+    )
+    train_rglf(options)
+    return options
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("stage", ["instruct_report", "feedback_progress", "router_report"])
+def test_train_rglf_resumes_in_the_stage_that_was_interrupted(stage, count, both, tmp_path):
+    calls = []
+
+    def press(*told):
+        calls.append(told)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+
+    options = replace(both, adapter_path=tmp_path / "run")
+    with pytest.raises(Interrupted, match="--resume goes on from there"):
+        train_rglf(options, **{stage: press})
+    again = []
+    instructed, routed = train_rglf(
+        replace(options, resume=True), feedback_progress=lambda done, of: again.append((done, of))
+    )
+    assert instructed.steps == (4 - count if stage == "instruct_report" else 0)
+    assert routed.steps == (5 - count if stage == "router_report" else 5)
+    assert again[0] == ({"instruct_report": 0, "feedback_progress": count - 1, "router_report": 4}[stage], 4)
+    same_results(both.adapter_path / "instruct", options.adapter_path / "instruct")
+    same_results(both.adapter_path, options.adapter_path)
 
 
 # Deferred signals

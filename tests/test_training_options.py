@@ -13,11 +13,16 @@ import pytest
 from avg_mlx import InputError
 from avg_mlx.cli import feedback, train
 from avg_mlx.training.checked import options_of
-from avg_mlx.training.options import FeedbackOptions, FineTuneType, InstructOptions, RouterOptions
+from avg_mlx.training.options import FeedbackOptions, FineTuneType, InstructOptions, RglfOptions, RouterOptions
 from avg_mlx.weights import adapters
 
 REQUIRED = {"model": "m", "data": "d.json", "adapter_path": "a"}
-VERBS = {InstructOptions: ["train", "instruct"], RouterOptions: ["train", "router"], FeedbackOptions: ["feedback"]}
+VERBS = {
+    InstructOptions: ["train", "instruct"],
+    RouterOptions: ["train", "router"],
+    RglfOptions: ["train", "rglf"],
+    FeedbackOptions: ["feedback"],
+}
 
 
 @pytest.mark.parametrize("kind", VERBS)
@@ -87,6 +92,26 @@ def test_python_users_get_the_bounds_too(name, value, expected):
         InstructOptions(**REQUIRED | {name: value})
     assert f"{name} is {value!r}" in str(error.value)
     assert f"expected {expected}" in str(error.value)
+
+
+def test_train_rglf_has_the_options_of_both_stages():
+    both, stage4 = options_of(RglfOptions), options_of(RouterOptions)
+    assert options_of(InstructOptions).items() <= both.items()
+    assert stage4.keys() - both.keys() == {"base_adapters", "feedback"}
+    for name, option in both.items():
+        if name.startswith("router_"):
+            theirs = stage4[name.removeprefix("router_")]
+            assert option == dataclasses.replace(theirs, name=name, help=option.help, group=option.group)
+
+
+def test_each_stage_gets_its_own_options_and_what_is_for_both():
+    shared = REQUIRED | {"val_fraction": 0.1, "seed": 5, "warmup": 0.1, "resume": True, "image_folder": "i"}
+    tuned = {"learning_rate": 1e-4, "epochs": 3, "batch_size": 1, "grad_accumulation_steps": 16, "lora_rank": 2}
+    routed = {"learning_rate": 1e-2, "epochs": 4, "iters": 9, "batch_size": 8, "grad_accumulation_steps": 2}
+    ranking = {"margin": 0.5, "token_cost": 0.1, "fresh_router": True, "feature_cache": "f"}
+    both = RglfOptions(**shared, **tuned, **ranking, **{f"router_{name}": value for name, value in routed.items()})
+    assert both.instruct == InstructOptions(**shared | {"adapter_path": "a/instruct"}, **tuned)
+    assert both.router == RouterOptions(**shared, **routed, **ranking, base_adapters="a/instruct")
 
 
 def test_values_are_held_in_one_type():

@@ -4,13 +4,11 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from ..errors import InputError, Interrupted
-from ..training.checked import Option, options_of
-from ..training.options import InstructOptions, RouterOptions, TrainOptions
-from .options import OptionsParser, missing_options, read_yaml, values_of
+from ..errors import Interrupted
+from ..training.options import InstructOptions, RglfOptions, RouterOptions, TrainOptions
+from .options import OptionsParser
 from .parser import Parser, run
 
 if TYPE_CHECKING:
@@ -20,9 +18,8 @@ if TYPE_CHECKING:
 STAGES = {
     "instruct": "stage 3: the language model learns to answer at every granularity",
     "router": "stage 4, RGLF: the router learns from the language model's losses",
-    "rglf": "the whole recipe from one config file: instruct, feedback, router",
+    "rglf": "both stages in one command: instruct, feedback, router",
 }
-Options = TypeVar("Options", bound=TrainOptions)
 LAST_STEPS = 10  # whose mean loss is told at the end
 
 
@@ -50,10 +47,11 @@ def router_parser(prog: str) -> Parser:
 
 
 def rglf_parser(prog: str) -> Parser:
-    parser = Parser(prog=prog, description="Instruct, feedback and router, as a config file says (docs/training.md).")
-    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="YAML: model, data, output, …")
-    parser.add_argument("--resume", action="store_true", help="resume where it stopped")
-    return parser
+    description = (
+        "Both stages, one after the other: adapters that answer at every granularity, with a router that chooses. "
+        "An option is for both, unless the router has its own of that name (--router-…)."
+    )
+    return OptionsParser(prog, description, RglfOptions)
 
 
 def train_instruct(args: argparse.Namespace) -> None:
@@ -73,50 +71,17 @@ def train_router(args: argparse.Namespace) -> None:
 
 
 def train_rglf(args: argparse.Namespace) -> None:
-    """Run one stage after the other, each as its own command would."""
-    instruct, router = read_recipe(args.config, args.resume)  # both are checked before hours are spent
-    try:
-        train_instruct(argparse.Namespace(options=instruct))
-        train_router(argparse.Namespace(options=router))
-    except Interrupted:
-        raise
-    except KeyboardInterrupt as stop:
-        raise Interrupted("interrupted between two steps of the recipe; --resume goes on from there") from stop
+    from ..training import stages
 
-
-def read_recipe(file: str, resume: bool) -> tuple[InstructOptions, RouterOptions]:
-    """Read the options of both stages. Raises InputError for what cannot be used."""
-    recipe = read_yaml(file)
-    sections = {stage: recipe.pop(stage, None) or {} for stage in ("instruct", "router")}
-    if "output" not in recipe or not all(isinstance(section, dict) for section in sections.values()):
-        raise InputError(f"{file}: expected model, data, output, and options under instruct and router")
-    sections_and_output = {"output": Option("", name="output", kind=Path), **dict.fromkeys(sections, Option(""))}
-    shared = values_of(file, recipe, _of_recipes(TrainOptions) | sections_and_output, "train rglf")
-    output = shared.pop("output")
-    tuned = {"adapter_path": output / "instruct"}
-    routed = {
-        "adapter_path": output / "adapters",
-        "base_adapters": output / "instruct",
-        "feedback": output / "feedback.jsonl",
-    }
-
-    def make(kind: type[Options], stage: str, folders: dict[str, Path]) -> Options:
-        own = values_of(f"{file}, {stage}", sections[stage], _of_recipes(kind), f"train {stage}")
-        given = {**shared, **folders, "resume": resume, **own}
-        if missing := missing_options(kind, given):
-            raise InputError(f"{file} lacks {' and '.join(missing)}; expected model, data and output")
+    with _bars(args.options, "Instruct", "Feedback", "Router") as [instruct_bar, feedback_bar, router_bar]:
         try:
-            return kind(**given)
-        except InputError as error:
-            raise InputError(f"{file}, {stage}: {error}") from None
-
-    return make(InstructOptions, "instruct", tuned), make(RouterOptions, "router", routed)
-
-
-def _of_recipes(kind: type[TrainOptions]) -> dict[str, Option]:
-    """The options that a recipe may set; train rglf sets the others itself."""
-    own = ("adapter_path", "base_adapters", "resume")
-    return {name: option for name, option in options_of(kind).items() if name not in own}
+            both = stages.train_rglf(args.options, instruct_bar.step, feedback_bar.show, router_bar.step)
+        except Interrupted:
+            raise
+        except KeyboardInterrupt as stop:
+            raise Interrupted("interrupted before or between the stages; --resume goes on from there") from stop
+    for trained in both:
+        _finish(trained)
 
 
 @contextmanager

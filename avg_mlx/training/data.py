@@ -80,7 +80,8 @@ def routable(samples: Sequence[Sample]) -> list[Sample]:
 
     By the reference's definition they are the only ones for which there is a granularity to choose.
     """
-    return _skipped(len(samples), [sample for sample in samples if len(sample.images) == 1], "not exactly one image")
+    one_image = [sample for sample in samples if len(sample.images) == 1]
+    return _skipped(len(samples), one_image, "a router chooses for exactly one image")
 
 
 def _skipped(samples: int, left: list[Sample], why: str) -> list[Sample]:

@@ -5,7 +5,7 @@ MLX is not imported here, so that `--help` need not wait for it.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from ..errors import InputError
 from .checked import Checked, Option, options_of
@@ -19,6 +19,7 @@ RGLF = "RGLF"
 LearningRate = Annotated[float, Option("AdamW's learning rate at its peak", OPTIMIZATION, above=0)]
 Schedule = Literal["cosine", "constant"]
 FineTuneType = Literal["lora", "dora", "full"]
+Stage = TypeVar("Stage", bound="TrainOptions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,22 +120,65 @@ class InstructOptions(TrainOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterOptions(TrainOptions):
-    """Options of stage 4, RGLF."""
+class Ranking(Checked):
+    """How the router learns to rank granularities."""
 
-    learning_rate: LearningRate = 1e-3
-    base_adapters: Annotated[
-        Path | None, Option("adapters of train instruct to train the router for", RGLF, metavar="FOLDER")
-    ] = None
-    feedback: Annotated[
-        Path | None,
-        Option("feedback to use, or to write (default: feedback.jsonl in --adapter-path)", RGLF, metavar="FILE"),
-    ] = None
     feature_cache: Annotated[
-        Path | None, Option("keep image features on disk: no vision tower after epoch 1", RGLF, metavar="FOLDER")
+        Path | None,
+        Option("keep image features on disk: no vision tower after epoch 1", RGLF, metavar="FOLDER", fixed=False),
     ] = None
     fresh_router: Annotated[bool, Option("begin with a new router instead of the model's", RGLF)] = False
     margin: Annotated[float, Option("margin of the ranking loss", RGLF, low=0)] = 1.0
     rank_loss_weight: Annotated[float, Option("weight of the ranking loss", RGLF, low=0)] = 1.0
     ce_loss_weight: Annotated[float, Option("weight of the choice loss", RGLF, low=0)] = 0.1
     token_cost: Annotated[float, Option("price of the finest visual tokens, not in the paper", RGLF, low=0)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterOptions(Ranking, TrainOptions):
+    """Options of stage 4, RGLF."""
+
+    learning_rate: LearningRate = 1e-3
+    base_adapters: Annotated[
+        Path | None,
+        Option("adapters of train instruct to train the router for", RGLF, metavar="FOLDER", fixed=False),
+    ] = None
+    feedback: Annotated[
+        Path | None,
+        Option(
+            "feedback to use, or to write (default: feedback.jsonl in --adapter-path)",
+            RGLF,
+            metavar="FILE",
+            fixed=False,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RglfOptions(Ranking, InstructOptions):
+    """Options of stages 3 and 4, one after the other.
+
+    What both stages have is for both, except for what `router_…` says: there the plain name is stage 3's alone.
+    """
+
+    router_learning_rate: Annotated[float, Option("the router's learning rate at its peak", RGLF, above=0)] = 1e-3
+    router_epochs: Annotated[int, Option("the router's passes over the data", RGLF, low=1)] = 1
+    router_iters: Annotated[int | None, Option("the router's steps, instead of epochs", RGLF, low=1)] = None
+    router_batch_size: Annotated[int, Option("samples that the router passes at once", RGLF, low=1)] = 4
+    router_grad_accumulation_steps: Annotated[int, Option("batches that make a step of the router", RGLF, low=1)] = 1
+
+    @property
+    def instruct(self) -> InstructOptions:
+        """Options of stage 3, whose run lies in the folder of both."""
+        return self._stage(InstructOptions, adapter_path=self.adapter_path / "instruct")
+
+    @property
+    def router(self) -> RouterOptions:
+        """Options of stage 4, which puts the adapters of stage 3 beside its own."""
+        own = {name: value for name, value in vars(self).items() if name.startswith("router_")}
+        own = {name.removeprefix("router_"): value for name, value in own.items()}
+        return self._stage(RouterOptions, **own, base_adapters=self.instruct.adapter_path)
+
+    def _stage(self, kind: type[Stage], **given: Any) -> Stage:
+        """Options of one stage: what is `given`, and all others that have the same name here."""
+        return kind(**{name: getattr(self, name) for name in options_of(kind) if hasattr(self, name)} | given)

@@ -44,10 +44,7 @@ class Run:
         In a group of processes the first one alone opens and writes. Raises InputError if the folder cannot be used.
         """
         if mx.distributed.init().rank() == 0:
-            if (self.folder / SETTINGS).exists() and not resume:
-                raise InputError(
-                    f"{self.folder} holds a run already; resume it with --resume, or choose another folder"
-                )
+            check_folder(self.folder, resume)
             try:
                 with deferred_interrupts():
                     self._journal = Journal(self.folder / "log.jsonl", self.settings)
@@ -141,6 +138,12 @@ class Run:
     def _checkpoints(self, *kinds: str) -> list[Path]:
         """List the checkpoints of some kinds, or of all, in the order of their steps."""
         return sorted((file for kind in kinds or KINDS for file in self.folder.glob(f"{kind}-*")), key=_step_of)
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise InputError if a folder holds a run that is not to be resumed."""
+    if (folder / SETTINGS).exists() and not resume:
+        raise InputError(f"{folder} holds a run already; resume it with --resume, or choose another folder")
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -26,9 +26,9 @@ from .features import FeatureCache
 from .feedback import Feedback, collect_feedback
 from .loop import Task, train
 from .optimizer import LoopSettings
-from .options import FeedbackOptions, InstructOptions, Optimization, RouterOptions, TrainOptions
+from .options import FeedbackOptions, InstructOptions, Optimization, RglfOptions, RouterOptions, TrainOptions
 from .plan import Plan, split
-from .run import Run
+from .run import Run, check_folder
 
 Report = Callable[[Row, int], None]  # (a step's record, steps in all)
 
@@ -51,13 +51,18 @@ class Trained:
 def train_instruct(options: InstructOptions, report: Report = _no_report) -> Trained:
     """Multi-granularity instruction tuning: leaves its adapters in `options.adapter_path`."""
     model, tokenizer = load(options.model)
+    return _instruct(model, *_read(options, tokenizer, model.config), options, report)
+
+
+def _instruct(
+    model: Model, learned: Sequence[Sample], held_out: Sequence[Sample], options: InstructOptions, report: Report
+) -> Trained:
+    """Train stage 3 on samples that were read."""
     granularities = model.config.granularities
     if options.granularities_per_step is not None and options.granularities_per_step > len(granularities):
         raise InputError(
             f"granularities_per_step is {options.granularities_per_step}, but the model has {len(granularities)}"
         )
-    learned, held_out = _read(options, tokenizer, model.config, one_image=False)
-
     lora = {"rank": options.lora_rank, "scale": options.lora_scale, "dropout": options.lora_dropout}
     full = options.fine_tune_type == "full"
     config = AdapterConfig(options.fine_tune_type, options.num_layers, None if full else lora, fingerprint(model))
@@ -85,22 +90,69 @@ def make_feedback(options: FeedbackOptions, progress: Progress = silent) -> list
 def train_router(options: RouterOptions, report: Report = _no_report, feedback_progress: Progress = silent) -> Trained:
     """RGLF: collects the feedback that is missing, then trains the router; leaves adapters in `options.adapter_path`.
 
-    They hold the `options.base_adapters` too, so that one folder has all.
+    They hold the `options.base_adapters` too, so that one folder has all. Raises InputError for a model with one
+    granularity.
     """
     model, tokenizer = load(options.model)
+    _check_choice(model.config, options.model)
+    samples = _routable(*_read(options, tokenizer, model.config), options)
+    return _router(model, *samples, options, report, feedback_progress)
+
+
+def train_rglf(
+    options: RglfOptions,
+    instruct_report: Report = _no_report,
+    feedback_progress: Progress = silent,
+    router_report: Report = _no_report,
+) -> tuple[Trained, Trained]:
+    """Stages 3 and 4, one after the other: leaves the adapters of both in `options.adapter_path`.
+
+    What the second would refuse of model, data and folder is refused before the first begins. Returns what came of
+    each.
+    """
+    model, tokenizer = load(options.model)
+    _check_choice(model.config, options.model)
+    check_folder(options.adapter_path, options.resume)
+    samples = _read(options, tokenizer, model.config)
+    routable_samples = _routable(*samples, options)
+    instructed = _instruct(model, *samples, options.instruct, instruct_report)
+    del model  # so that there is room for the other
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    model, _ = load(options.model)
+    return instructed, _router(model, *routable_samples, options.router, router_report, feedback_progress)
+
+
+def _check_choice(config: Config, model: str) -> None:
+    """Raise InputError for a model that leaves a router no choice."""
+    if len(config.granularities) == 1:
+        raise InputError(
+            f"{model} has one granularity, {config.finest}, so there is nothing for a router to choose; "
+            f"give it several with avg-mlx convert --hf-path {model} --granularities, then train rglf"
+        )
+
+
+def _router(
+    model: Model,
+    learned: Sequence[Sample],
+    held_out: Sequence[Sample],
+    options: RouterOptions,
+    report: Report,
+    feedback_progress: Progress,
+) -> Trained:
+    """Train stage 4 on samples that were read, each with one image."""
     config, inherited = AdapterConfig(num_layers=0, base_model=fingerprint(model)), {}
     if options.base_adapters is not None:
         config = load_adapters(model, options.base_adapters)
         tensors = load_arrays(options.base_adapters / WEIGHTS)
         inherited = {name: array for name, array in tensors.items() if not name.startswith("router.")}
     author = fingerprint(model)
-    learned, held_out = _read(options, tokenizer, model.config, one_image=True)
     run = Run(options.adapter_path, _settings(options, author, learned, held_out), config, inherited)
     with run.open(options.resume):
         file = options.feedback or options.adapter_path / "feedback.jsonl"
         cache = FeatureCache(model, options.feature_cache and options.feature_cache / author)
         to_resume = "--resume goes on from there"
-        rows = collect_feedback(model, learned + held_out, file, feedback_progress, cache, to_resume)
+        rows = collect_feedback(model, [*learned, *held_out], file, feedback_progress, cache, to_resume)
         mx.random.seed(options.seed)
         rglf.prepare(model, options.fresh_router)
         task = rglf.RouterTask(
@@ -127,24 +179,27 @@ def _read_file(
     return read_samples(data, options.image_folder, tokenizer, config, limit, strict)
 
 
-def _read(
-    options: TrainOptions, tokenizer: Tokenizer, config: Config, one_image: bool
-) -> tuple[list[Sample], list[Sample]]:
-    """(samples to learn, samples held out for validation), only those with `one_image` if that is wanted."""
-
-    def read(data: Path) -> list[Sample]:
-        samples = _read_file(options, data, tokenizer, config)
-        return routable(samples) if one_image else samples
-
-    samples = read(options.data)
+def _read(options: TrainOptions, tokenizer: Tokenizer, config: Config) -> tuple[list[Sample], list[Sample]]:
+    """(samples to learn, samples held out for validation)."""
+    samples = _read_file(options, options.data, tokenizer, config)
     if options.val_data is not None:
-        learned, held_out = samples, read(options.val_data)
-    else:
-        numbers = split(len(samples), options.val_fraction, options.seed)
-        learned, held_out = ([samples[i] for i in part] for part in numbers)
+        return _some(samples, options), _read_file(options, options.val_data, tokenizer, config)
+    learned, held_out = split(len(samples), options.val_fraction, options.seed)
+    return _some([samples[i] for i in learned], options), [samples[i] for i in held_out]
+
+
+def _routable(
+    learned: Sequence[Sample], held_out: Sequence[Sample], options: TrainOptions
+) -> tuple[list[Sample], list[Sample]]:
+    """Pick those of both that a router can learn from. What stage 3 held out is not learned here either."""
+    return _some(routable(learned), options), routable(held_out)
+
+
+def _some(learned: list[Sample], options: TrainOptions) -> list[Sample]:
+    """Return samples to learn; InputError if there are none."""
     if not learned:
         raise InputError(f"{options.data} leaves no sample to learn; see the warnings above")
-    return learned, held_out
+    return learned
 
 
 def _micro_batch(options: TrainOptions) -> int:

@@ -285,12 +285,15 @@ def recipes(folder: Path) -> Attempt:
     """YAML files of options."""
     import yaml
 
-    from avg_mlx.cli.train import read_recipe
+    from avg_mlx.cli.options import read_yaml, values_of
+    from avg_mlx.training.checked import options_of
+    from avg_mlx.training.options import RglfOptions
 
     recipe = {
-        "model": "model", "data": "data.json", "output": "out", "batch-size": 2, "learning-rate": 1e-3,
-        "instruct": {"iters": 3, "fine-tune-type": "lora", "lora-parameters": {"rank": 2}}, "router": {"epochs": 1},
+        "model": "model", "data": "data.json", "adapter-path": "out", "batch-size": 2, "learning-rate": 1e-3,
+        "iters": 3, "fine-tune-type": "lora", "lora-parameters": {"rank": 2}, "router-epochs": 1,
     }  # fmt: skip
+    required = {name: recipe[name.replace("_", "-")] for name in ("model", "data", "adapter_path")}
     laughs = "a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(30))
     odd = ["!!python/object/apply:os.system ['touch EXECUTED']", "&a [*a]", "*b", "2024-13-45", "!!binary 'x'", ": :",
            "{" * 5000, "[" * 5000, "? " * 3000, "9" * 5000, "\t", "'", "!!timestamp x", "0o9", "<<: 3"]  # fmt: skip
@@ -309,7 +312,8 @@ def recipes(folder: Path) -> Attempt:
             case 3:
                 content += laughs if random.random() < 0.5 else f"extra: {random.choice(odd)}\n"
         (folder / "recipe.yaml").write_bytes(content.encode(errors="surrogateescape"))
-        read_recipe("recipe.yaml", resume=False)
+        given = values_of("recipe.yaml", read_yaml("recipe.yaml"), options_of(RglfOptions), "train rglf")
+        RglfOptions(**required | given)
 
     return attempt
 
