@@ -212,8 +212,10 @@ def test_a_quantized_folder_is_copied_as_it_is(four_bits, tmp_path):
 def test_a_converted_folder_keeps_its_tokenizer(tiny_folder, tmp_path):
     """It may have been edited, template and all."""
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "edited"))
-    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": "{{ 'hello' }}"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    edited = settings["chat_template"].replace("USER: ", "HUMAN: ")
+    assert edited != settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": edited}))
     convert(folder, tmp_path / "model", dtype="float16")
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
         assert (tmp_path / "model" / name).read_bytes() == (folder / name).read_bytes()

@@ -198,11 +198,18 @@ def test_a_text_that_begins_with_bos_gets_no_second_one(hub, tmp_path):
         assert encode_messages(tokenizer, build_messages(said, 0)).count(tokenizer.bos_token_id) == 1
 
 
-@pytest.mark.parametrize(("kind", "aspect"), [("CLIPImageProcessor", "crop"), ("LlavaImageProcessor", "pad")])
-def test_llava15_crops_or_pads_as_its_image_processor_says(kind, aspect, hub, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "pads", "aspect"),
+    [
+        ("CLIPImageProcessor", True, "crop"),
+        ("LlavaImageProcessor", ..., "crop"),
+        ("LlavaImageProcessorFast", True, "pad"),
+    ],
+)
+def test_llava15_crops_or_pads_as_its_image_processor_says(kind, pads, aspect, hub, tmp_path):
     checkpoint = hub("llava15")
     processor("image_processor_type", value=kind)(checkpoint)
-    processor("do_pad", value=True)(checkpoint)
+    processor("do_pad", value=pads)(checkpoint)
     convert(checkpoint, tmp_path / "model")
     model, _ = load(tmp_path / "model")
     assert model.config.image_aspect_ratio == aspect

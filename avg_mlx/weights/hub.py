@@ -50,7 +50,7 @@ def translated(folder: Path, keys: Mapping[str, Any]) -> dict[str, Any]:
     text, vision, pixels = _text(keys["text_config"]), _vision(keys), _image_processor(folder)
     _check_pixels(pixels, vision["image_size"])
     vision |= {name: pixels[name] for name in ("image_mean", "image_std") if name in pixels}
-    padded = str(pixels.get("image_processor_type")).startswith("LlavaImageProcessor") and pixels.get("do_pad", True)
+    padded = str(pixels.get("image_processor_type")).startswith("LlavaImageProcessor") and pixels.get("do_pad")
     pinpoints = keys.get("image_grid_pinpoints") or _defaults("llava_next", {})["image_grid_pinpoints"]
     return {
         **text,
@@ -91,12 +91,12 @@ def hub_files(folder: Path, keys: Mapping[str, Any], vision: VisionConfig) -> di
         "text_config": text | {"model_type": keys["model_type"].removeprefix("llava_")},
         "vision_config": {**keys["vision_config"], "model_type": "clip_vision_model"},
     }
-    processor = {"llava_next": "LlavaNextImageProcessor", "pad": "LlavaImageProcessor", "crop": "CLIPImageProcessor"}
-    kind = processor["llava_next" if anyres else keys["image_aspect_ratio"]]
+    cropped = keys["image_aspect_ratio"] == "crop"
+    kind = "CLIPImageProcessor" if cropped else f"{name}ImageProcessor"
     return {
         **copies(folder),
         "config.json": config,
-        PROCESSOR: {**preprocessor_config(vision), **pinpoints, "image_processor_type": kind, "do_pad": True},
+        PROCESSOR: {**preprocessor_config(vision), **pinpoints, "image_processor_type": kind, "do_pad": not cropped},
         "processor_config.json": {
             "processor_class": f"{name}Processor",
             "image_token": PLACEHOLDER,
