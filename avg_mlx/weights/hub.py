@@ -165,7 +165,8 @@ def _defaults(kind: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     layers = keys.get("num_hidden_layers", 1)
     if type(layers) is not int or not 0 < layers <= MAX_LAYERS:  # some classes make a list of so many
         raise InputError(f"num_hidden_layers is {shown(layers)}, expected a whole number from 1 to {MAX_LAYERS}")
-    from transformers import CONFIG_MAPPING, PretrainedConfig
+    with quiet_transformers():
+        from transformers import CONFIG_MAPPING, PretrainedConfig
 
     if kind not in CONFIG_MAPPING:
         raise InputError(f"the language model is of type {shown(kind)}, which transformers does not know")
