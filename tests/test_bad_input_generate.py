@@ -443,6 +443,7 @@ COUNT = "is not a whole number from 1 up to 2147483647"
         ("--max-tokens", ["0", "-2", "1.5", "many", "nan", 2**31], COUNT),
         ("-m", ["0"], COUNT),
         ("--max-visual-tokens", ["0", "-5", "x", 2**31], COUNT),
+        ("--token-cost", ["-1", "inf", "nan", "x"], "is not a number from 0 upwards"),
         ("--max-pixels", ["0", "-1", "1e6", "x", 2**31], COUNT),
         ("--prefill-step-size", ["0", "-1", "x", 2**31], COUNT),
         ("--repetition-context-size", ["0", "x", 2**31], COUNT),

@@ -356,6 +356,7 @@ def test_help_lists_every_flag():
             "--image",
             "--granularity",
             "--max-visual-tokens",
+            "--token-cost",
             "--max-pixels",
             "--json",
             "--quiet",

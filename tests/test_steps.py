@@ -7,15 +7,17 @@ import itertools
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
 
-from avg_mlx import ChatSession, InputError, generate, route, stream_batch, stream_generate
+from avg_mlx import ChatSession, InputError, Request, generate, route, stream_batch, stream_generate
 from avg_mlx.blas import BLAS
 from avg_mlx.errors import OptionError
 from avg_mlx.files import read_json
 from avg_mlx.inference.options import AskOptions, Decoding, GenerateOptions, Looking, RouteOptions
 from avg_mlx.inference.steps import Stopwatch, ask_again, choose, compose, prepare, score, see
-from avg_mlx.inference.view import Routing
+from avg_mlx.inference.view import Routing, view_image
 from avg_mlx.inputs.image import make_crops
 from avg_mlx.inputs.prompt import PLACEHOLDER_ID
 from avg_mlx.weights.checkpoint import load_model
@@ -153,6 +155,48 @@ def test_a_budget_is_for_each_image(tiny, ranked):
     assert sum(view.visual_tokens for view in route(*tiny, "Which?", [SQUARE] * 3, max_visual_tokens=20)) > 20
 
 
+scores = st.lists(st.floats(-20, 20, width=32), min_size=5, max_size=5)
+costs = st.one_of(st.just(0.0), st.floats(0, 100), st.floats(0, 1e-3))
+
+
+@given(logits=scores, prices=st.lists(costs, min_size=2, max_size=4), budget=st.integers(0, 400) | st.none())
+def test_the_dial(tiny, logits, prices, budget):
+    """By definition, the router itself at 0, and monotone: a higher price never takes more tokens."""
+    config, crops = tiny[0].config, make_crops(SQUARE, tiny[0].config)
+    routing = Routing.of(config, mx.array(logits))
+    counts = {g: config.visual_tokens(g, crops.image_size) for g in config.granularities}
+    fitting = [g for g in counts if budget is None or counts[g] <= budget]
+    assume(fitting)
+    taken = []
+    for price in sorted(prices):
+        view = view_image(config, crops, routing, Looking(max_visual_tokens=budget, token_cost=price))
+        value = {g: score - price * counts[g] / counts[16] for g, score in zip(counts, routing.logits, strict=True)}
+        assert value[view.granularity] == max(value[g] for g in fitting)
+        assert (view.source == "budget") == (max(value, key=value.get) != view.granularity)
+        assert (view.source == "router") == (view.source != "budget" and view.granularity == routing.choice)
+        taken.append(view.visual_tokens)
+        if price == 0:
+            assert view == view_image(config, crops, routing, Looking(max_visual_tokens=budget))
+    assert taken == sorted(taken, reverse=True)
+
+
+@pytest.mark.parametrize("photo", PHOTOS, ids=["wide", "tall", "square"])
+def test_a_high_token_cost_takes_the_fewest_tokens_everywhere(tiny, ranked, photo):
+    """They are not always the coarsest granularity's: as trained, unpadding cuts more away at some."""
+    model, tokenizer = tiny
+    counts = {g: model.config.visual_tokens(g, (photo.height, photo.width)) for g in ranked}
+    cheapest = min(ranked, key=counts.__getitem__)
+    free, dear = ({"token_cost": cost, "max_tokens": 1} for cost in (0, 1e6))
+    source = "router" if ranked[0] == cheapest else "cost"
+    session = ChatSession(model, tokenizer)
+    [*_, last] = session.ask("Why?", photo, **dear)
+    [(_, batched)] = stream_batch(model, tokenizer, [Request("Why?", photo, **dear)])
+    answers = [generate(model, tokenizer, "Why?", photo, **dear), last.answer, batched]
+    views = [*route(model, tokenizer, "Why?", photo, token_cost=1e6), *(answer.views[0] for answer in answers)]
+    assert {(view.granularity, view.source) for view in views} == {(cheapest, source)}
+    assert generate(model, tokenizer, "Why?", photo, **free).views[0].granularity == ranked[0]
+
+
 @pytest.mark.parametrize("granularity", [1, 2, 4, 8, 16])
 def test_a_forced_granularity_needs_no_router(tiny, granularity, monkeypatch):
     model, tokenizer = tiny
@@ -187,6 +231,8 @@ def test_without_a_router_the_finest_is_taken_that_fits_a_budget(reconfigured, p
         assert view.routing is None
     with pytest.raises(InputError, match=f"takes at least {counts[1]}"):
         route(model, tokenizer, "Why?", photo, max_visual_tokens=counts[1] - 1)
+    with pytest.raises(InputError, match="token_cost weighs what the router thinks, but this model has none"):
+        generate(model, tokenizer, "Why?", photo, token_cost=0.1)
     with pytest.raises(InputError, match="granularity is 2; choose auto or one of this model's: 1, 4, 8, 16"):
         generate(model, tokenizer, "Why?", photo, granularity=2)
 
@@ -224,6 +270,10 @@ def test_text_needs_neither_image_nor_router(tiny, monkeypatch):
         ({"granularity": 3}, "granularity is 3; .*auto.* 1, 2, 4, 8, 16"),
         ({"granularity": "fine"}, "granularity is 'fine'; .*auto.* 1, 2, 4, 8, 16"),
         ({"granularity": 4, "max_visual_tokens": 50}, "granularity 4 .* max_visual_tokens"),
+        ({"granularity": 4, "token_cost": 0.5}, "granularity 4 .* token_cost"),
+        ({"token_cost": -1}, "token_cost is -1; expected a number from 0"),
+        ({"token_cost": float("nan")}, "token_cost is nan"),
+        ({"token_cost": float("inf")}, "token_cost is inf"),
         ({"max_visual_tokens": 1}, "no granularity fits into 1 visual tokens; this image takes at least 7"),
         ({"max_pixels": 100}, "above the limit"),
     ],
@@ -265,6 +315,7 @@ def test_routing_has_no_options_of_answering(tiny, blind, option):
     [
         {"granularity": 4, "max_visual_tokens": 50},
         {"granularity": 3},
+        {"token_cost": -1},
         {"kv_bits": 4, "max_kv_size": 64},
         {"max_tokens": 0},
         {"prefill_step_size": 0},
@@ -282,7 +333,7 @@ def test_every_option_has_a_default_and_a_place():
     """The names that are checked are those of the dataclasses that hold defaults."""
     fields = {field.name for kind in (Looking, Decoding) for field in dataclasses.fields(kind)}
     assert set(GenerateOptions.__annotations__) == fields
-    assert set(RouteOptions.__annotations__) == {"max_visual_tokens", "system_prompt", "max_pixels"}
+    assert set(RouteOptions.__annotations__) == {"max_visual_tokens", "token_cost", "system_prompt", "max_pixels"}
     assert set(AskOptions.__annotations__) == fields - {"system_prompt", "max_pixels"}
 
 

@@ -38,6 +38,8 @@ def add_looking_options(parser: Parser) -> None:
     auto = "visual tokens per crop (default: auto, the router's choice, or the finest without one)"
     add("--granularity", type=granularity, default="auto", help=auto)
     add("--max-visual-tokens", type=count, metavar="N", help="choose within N visual tokens an image")
+    price = "price of the finest visual tokens in log-probability: the router looks less closely (default: 0)"
+    add("--token-cost", type=number(float, 0), default=0.0, metavar="COST", help=price)
     add("--max-pixels", type=count, default=64_000_000, metavar="N", help="refuse larger images (default: 64 million)")
 
 

@@ -23,7 +23,10 @@ def answer_many(args: argparse.Namespace) -> None:
 
     _check(args, mx.distributed.init().size())
     content, folder = _read(args.batch)
-    defaults = Request("", None, args.granularity, args.max_visual_tokens, args.system_prompt, args.max_tokens)
+    looking = {
+        name: getattr(args, name) for name in ("granularity", "max_visual_tokens", "token_cost", "system_prompt")
+    }
+    defaults = Request("", max_tokens=args.max_tokens, **looking)
     requests, problems = read_requests(str(args.batch), content, folder, defaults, strict_paths=args.strict_paths)
     for told in problems:
         print(told, file=sys.stderr)

@@ -64,6 +64,7 @@ class Terminal:
     def __init__(self, session: "ChatSession", args: argparse.Namespace, decoding: Any):
         self.session, self.quiet, self.decoding = session, args.quiet, decoding
         self.granularity, self.max_visual_tokens = args.granularity, args.max_visual_tokens
+        self.token_cost = args.token_cost
         self.names: list[str] = []  # of the conversation's images
         self.next_images: list[Crops] = []  # of the next question
         self.next_names: list[str] = []
@@ -129,6 +130,7 @@ class Terminal:
                 self.next_images,
                 granularity=self.granularity,
                 max_visual_tokens=self.max_visual_tokens,
+                token_cost=self.token_cost,
                 **self.decoding,
             ):
                 print(segment.text, end="", flush=True)
@@ -164,7 +166,7 @@ class Terminal:
         from ..inference.options import Looking
 
         granularity: Any = int(given) if given.isdecimal() else given
-        Looking(granularity, self.max_visual_tokens).check(self.session.model.config)
+        Looking(granularity, self.max_visual_tokens, self.token_cost).check(self.session.model.config)
         self.granularity = granularity
         self.note(f"[granularity {granularity} from now on]")
 

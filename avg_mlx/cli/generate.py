@@ -85,6 +85,7 @@ def answer_one(args: argparse.Namespace) -> None:
         images,
         granularity=args.granularity,
         max_visual_tokens=args.max_visual_tokens,
+        token_cost=args.token_cost,
         system_prompt=args.system_prompt,
         max_pixels=args.max_pixels,
         **decoding,
@@ -168,4 +169,4 @@ def _why(view: "View") -> str:
         return "the finest within the budget" if view.source == "budget" else "the finest: this model has no router"
     pairs = zip(view.routing.granularities, view.routing.probabilities, strict=True)
     odds = ", ".join(f"{g}: {probability:.1%}" for g, probability in pairs)
-    return f"by the {view.source} ({odds})"
+    return f"by the {'router after cost' if view.source == 'cost' else view.source} ({odds})"

@@ -42,11 +42,12 @@ class Request:
     max_visual_tokens: int | None = None
     system_prompt: str | None = None
     max_tokens: int = MAX_TOKENS
+    token_cost: float = 0.0
 
     @property
     def looking(self) -> Looking:
         """How closely to look at its images."""
-        return Looking(self.granularity, self.max_visual_tokens, self.system_prompt)
+        return Looking(self.granularity, self.max_visual_tokens, self.token_cost, self.system_prompt)
 
 
 class BatchOptions(TypedDict, total=False):

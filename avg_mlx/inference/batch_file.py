@@ -177,16 +177,19 @@ def _filed(place: str, record: Any, folder: Path, defaults: Request, strict_path
         raise InputError(f"image is {record['image']!r}, expected a path, URL or data URI, or a list of them")
     if type(max_tokens) is not int:
         raise InputError(f"max_tokens is {max_tokens!r}, expected a whole number")
-    budget = defaults.max_visual_tokens if granularity == AUTO else None
+    # A line that forces a granularity has no use for what weighs or limits the router's choice.
+    budget, cost = (defaults.max_visual_tokens, defaults.token_cost) if granularity == AUTO else (None, 0.0)
     request = replace(
         defaults,
         prompt=prompt,
         image=[_located(image, folder, strict_paths) for image in images],
         granularity=granularity,
         max_visual_tokens=budget,
+        token_cost=cost,
         max_tokens=max_tokens,
     )
-    text = json.dumps([prompt, images, granularity, max_tokens, budget, defaults.system_prompt])
+    asked = [prompt, images, granularity, max_tokens, budget, defaults.system_prompt]
+    text = json.dumps([*asked, cost] if cost else asked)
     return FiledRequest(place, id, request, text)
 
 

@@ -1,5 +1,6 @@
 """The options of looking and decoding: their names, defaults and bounds, checked before any image is read."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict, TypeVar
@@ -27,6 +28,7 @@ class RouteOptions(TypedDict, total=False):
     """The options of `route`."""
 
     max_visual_tokens: int | None
+    token_cost: float
     system_prompt: str | None
     max_pixels: int
 
@@ -50,6 +52,7 @@ class AskOptions(DecodingOptions, total=False):
 
     granularity: Granularity
     max_visual_tokens: int | None
+    token_cost: float
 
 
 class GenerateOptions(AskOptions, total=False):
@@ -64,17 +67,24 @@ class Looking:
     """How closely images are looked at, and what may be read.
 
     granularity: "auto" lets the router choose, or is the finest where there is no router; a number forces that many
-    visual tokens per crop. max_visual_tokens: a budget for each image, within which "auto" stays. system_prompt:
-    replaces the one that the model was trained with. max_pixels: larger images are refused.
+    visual tokens per crop. max_visual_tokens: a budget for each image, within which "auto" stays. token_cost: the price
+    of the finest granularity's visual tokens, in log-probability; fewer cost their share of it, and "auto" is what the
+    router likes best after cost. system_prompt: replaces the one that the model was trained with. max_pixels: larger
+    images are refused.
     """
 
     granularity: Granularity = AUTO
     max_visual_tokens: int | None = None
+    token_cost: float = 0.0
     system_prompt: str | None = None
     max_pixels: int = MAX_PIXELS
 
     def check(self, config: Config) -> None:
         """Raise InputError for options that the model does not have, or that contradict each other."""
+        if not 0 <= self.token_cost < math.inf:
+            raise InputError(f"token_cost is {self.token_cost}; expected a number from 0")
+        if self.token_cost and not config.has_router:
+            raise InputError("token_cost weighs what the router thinks, but this model has none; leave it out")
         if self.granularity == AUTO:
             return
         choices = forcible(config)
@@ -84,6 +94,10 @@ class Looking:
         if self.max_visual_tokens is not None:
             raise InputError(
                 f"granularity {self.granularity} forces a choice and max_visual_tokens limits the router's; give one"
+            )
+        if self.token_cost:
+            raise InputError(
+                f"granularity {self.granularity} forces a choice and token_cost weighs the router's; give one"
             )
 
 

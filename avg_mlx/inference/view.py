@@ -1,6 +1,6 @@
 """How closely an image is looked at: the router's scores, and what is made of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -12,8 +12,9 @@ from ..geometry import Pair
 from ..inputs.image import Crops
 from .options import AUTO, Looking
 
-# Why: the router's choice, or the finest for want of one; forced by the caller; or what fits where those two do not.
-ViewSource = Literal["router", "finest", "forced", "budget"]
+# Why: the router's choice, or the finest for want of one; a cheaper choice for the token cost; forced by the caller; or
+# what fits where those do not.
+ViewSource = Literal["router", "finest", "cost", "forced", "budget"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,13 @@ class Routing:
         logits = logits.astype(mx.float32)
         return cls(config.granularities, _floats(logits), _floats(mx.softmax(logits)))
 
-    def best_of(self, allowed: Sequence[int]) -> int:
-        """The best-scored granularity among `allowed`."""
-        return max(allowed, key=lambda g: self.logits[self.granularities.index(g)])
+    def best_of(self, allowed: Sequence[int], costs: Mapping[int, float] | None = None) -> int:
+        """The best-scored granularity among `allowed`, each score lowered by what the granularity costs.
+
+        Scores are logits: they differ from log-probabilities by the same number for all.
+        """
+        costs = costs or dict.fromkeys(allowed, 0.0)
+        return max(allowed, key=lambda g: self.logits[self.granularities.index(g)] - costs[g])
 
     @property
     def choice(self) -> int:
@@ -60,28 +65,32 @@ def view_image(config: Config, crops: Crops, routing: Routing | None, looking: L
     """
     counts = {g: config.visual_tokens(g, crops.image_size) for g in config.granularities}
     if looking.granularity == AUTO:
-        chosen, source = _choose(counts, routing, looking.max_visual_tokens)
+        chosen, source = _choose(counts, routing, looking.max_visual_tokens, looking.token_cost)
     else:
         chosen, source = int(looking.granularity), "forced"
         counts[chosen] = config.visual_tokens(chosen, crops.image_size)
     return View(chosen, source, routing, len(crops), crops.crop_grid, counts[chosen], counts[max(counts)])
 
 
-def _choose(counts: Mapping[int, int], routing: Routing | None, budget: int | None) -> tuple[int, ViewSource]:
-    """Choose the best-scored granularity that fits, or the finest where there are no scores, and say why.
+def _choose(
+    counts: Mapping[int, int], routing: Routing | None, budget: int | None, token_cost: float
+) -> tuple[int, ViewSource]:
+    """Choose the best granularity that fits, or the finest where there are no scores, and say why.
 
-    counts: the visual tokens that each granularity takes.
+    counts: the visual tokens that each granularity takes. token_cost: what the finest one's cost, in log-probability.
     """
     fitting = [g for g in counts if budget is None or counts[g] <= budget]
     if not fitting:
         raise InputError(
             f"no granularity fits into {budget} visual tokens; this image takes at least {min(counts.values())}"
         )
-    best_of: Callable[[Sequence[int]], int] = max if routing is None else routing.best_of
-    chosen = best_of(fitting)
-    if chosen != best_of(list(counts)):
+    if routing is None:
+        return max(fitting), "finest" if max(fitting) == max(counts) else "budget"
+    costs = {g: token_cost * count / max(counts.values()) for g, count in counts.items()}
+    chosen, wished = routing.best_of(fitting, costs), routing.best_of(list(counts), costs)
+    if chosen != wished:
         return chosen, "budget"
-    return chosen, "finest" if routing is None else "router"
+    return chosen, "router" if chosen == routing.choice else "cost"
 
 
 def _floats(x: mx.array) -> tuple[float, ...]:
