@@ -378,6 +378,7 @@ def test_the_folder_has_table_summary_and_picture_of_the_same(whole):
         "accuracy.png",
         "answers.jsonl",
         "choices.png",
+        "reliability.png",
         "run.json",
         "summary.json",
         "table.md",

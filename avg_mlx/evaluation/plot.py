@@ -26,6 +26,7 @@ STYLES = {
     RANDOM: ("#D55E00", "^", 9, "random: a choice by chance"),
     ORACLE: ("#009E73", "*", 13, "oracle: the choice of least loss"),
 }
+DIAL = "the dial: the router's choice at other token costs"
 FIXED = "one granularity for all: visual tokens per crop"
 
 
@@ -47,6 +48,9 @@ def plot_accuracy(summary: Mapping[str, Any], picture: Path) -> Path | None:
     for mode, (color, marker, size, label) in STYLES.items():
         if mode in modes:
             _draw(axes, [modes[mode]], color=color, marker=marker, markersize=size, linestyle="", label=label)
+    if "dial" in summary:
+        tokens, accuracy = zip(*summary["dial"]["curve"], strict=True)
+        axes.plot(tokens, accuracy, color=STYLES[ADAPTIVE][0], linewidth=1, linestyle=":", label=DIAL, zorder=2)
     _scale(axes, [one["visual_tokens"] for one in modes.values()])
     axes.set_title(f"{summary['questions']:,} questions", fontsize="medium")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
@@ -179,6 +183,41 @@ def plot_choices(summary: Mapping[str, Any], picture: Path) -> Path | None:
     )
     title = "visual tokens per crop that the router chose"
     figure.legend(title=title, loc="outside upper center", ncols=len(levels), frameon=False, fontsize="small")
+    return _save(figure, picture)
+
+
+def plot_reliability(summary: Mapping[str, Any], picture: Path) -> Path | None:
+    """Draw how often the router's choice is as good as the finest, against its confidence, for each bin of that.
+
+    Returns None if there is no calibration, or where the plotting library is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import PercentFormatter
+    except ImportError:
+        return None
+    if "calibration" not in summary:
+        return None
+    bins, (color, marker, size, _) = summary["calibration"]["bins"], STYLES[ADAPTIVE]
+    figure = Figure(figsize=(6, 5), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.plot((0, 1), (0, 1), color=GREY, linewidth=0.8, linestyle="--", label="confidence that is right")
+    x, y = ([one[name] for one in bins] for name in ("confidence", "as_good"))
+    below, above = ([abs(one["as_good"] - one["interval"][end]) for one in bins] for end in (0, 1))
+    style: dict[str, Any] = {"color": color, "marker": marker, "markersize": size / 2, "linewidth": 1}
+    label = "questions by confidence, whose number is below"
+    axes.errorbar(x, y, yerr=[below, above], elinewidth=1, capsize=2.5, label=label, **style)
+    for one in bins:
+        middle = (one["from"] + one["to"]) / 2
+        axes.text(middle, 0.015, f"{one['questions']:,}", ha="center", color=GREY, fontsize="x-small")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="the router's confidence in its choice (linear scale)")
+    axes.set_ylabel("as good as the finest, with 95 % interval")
+    figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize="small")
     return _save(figure, picture)
 
 

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from ..model.avg_llava import Model
 from ..model.inventory import fingerprint
 from ..progress import Progress, silent
 from .answering import Answerer
-from .modes import all_modes, check_modes
-from .plot import plot_accuracy, plot_choices
+from .calibration import calibrate, calibration_table
+from .dial import dial_table, turned
+from .modes import ADAPTIVE, ORACLE, RANDOM, all_modes, check_modes
+from .plot import plot_accuracy, plot_choices, plot_reliability
 from .questions import SKIP_BAD, Question
 from .results import Result, parse_results
 from .summary import summarize, table
@@ -55,6 +57,9 @@ def evaluate(
     max_tokens: int = MAX_TOKENS,
     skip_bad: bool = False,
     skipped: Sequence[str] = (),
+    token_costs: Sequence[float] = (),
+    target_accuracy: float | None = None,
+    target_tokens: float | None = None,
     report: Progress = silent,
 ) -> Evaluation:
     """Ask `questions` in all `modes`, and leave answers, table, summary and pictures in the folder `output`.
@@ -65,7 +70,9 @@ def evaluate(
     modes: "adaptive", "random", "oracle", or granularities; by default all that the model has. seed: determines the
     random mode. max_tokens: limits each answer. skip_bad: leaves out questions whose image is damaged or that do not
     fit into the model's context, instead of raising InputError. skipped: what was wrong with questions that were left
-    out before. report: is called with the number of questions done and the number of all.
+    out before. token_costs: tell what the router's choice would be worth at these, from the same answers.
+    target_accuracy, target_tokens: name the token cost that reaches them. report: is called with the number of
+    questions done and the number of all.
 
     Raises InputError if the folder belongs to another model, other questions or other options, or if another process
     is writing to it; Interrupted on Ctrl-C, with every answer so far in the folder.
@@ -75,6 +82,11 @@ def evaluate(
     if modes is None and not model.config.has_router and first:
         logger.warning("this model has no router: no adaptive mode, only %s", ", ".join(all_modes(model.config)))
     modes = check_modes(all_modes(model.config) if modes is None else modes, model.config)
+    turning = bool(token_costs) or target_accuracy is not None or target_tokens is not None
+    if turning and (absent := [mode for mode in all_modes(model.config) if mode not in (*modes, RANDOM, ORACLE)]):
+        raise InputError(f"token costs are compared by the answers of all modes; add {', '.join(absent)} to modes")
+    if turning and ADAPTIVE not in modes:
+        raise InputError("token costs weigh what the router thinks, but this model has none; leave them out")
     check_max_tokens(max_tokens)
     model.eval()
     settings = {"model": fingerprint(model, router=True), "modes": modes, "seed": seed, "max_tokens": max_tokens}
@@ -89,6 +101,10 @@ def evaluate(
             told = f"interrupted; {len(results)} of {len(questions)} questions are answered"
             raise Interrupted(f"{told}; {RESUME}") from stop
         evaluation = _conclude(questions, results, [*skipped, *failed], settings)
+        if turning:
+            dial = turned(evaluation.results, token_costs, target_accuracy, target_tokens)
+            summary = {**evaluation.summary, "dial": dial}
+            evaluation = replace(evaluation, summary=summary, table=f"{evaluation.table}\n{dial_table(dial)}")
         if first:
             _write(output, evaluation)
     return evaluation
@@ -174,7 +190,11 @@ def _conclude(
         raise InputError(f"none of {len(questions)} questions can be asked{reason}")
     ordered = [results[question.key] for question in questions if question.key in results]
     summary = summarize(ordered, settings, len(skipped))
-    return Evaluation(ordered, skipped, summary, table(summary))
+    written = table(summary)
+    if calibration := calibrate(ordered, settings["modes"]):
+        summary["calibration"] = calibration
+        written += f"\n{calibration_table(calibration)}"
+    return Evaluation(ordered, skipped, summary, written)
 
 
 def _write(folder: Path, evaluation: Evaluation) -> None:
@@ -183,6 +203,7 @@ def _write(folder: Path, evaluation: Evaluation) -> None:
         write_text(folder / "table.md", evaluation.table)
         plot_accuracy(evaluation.summary, folder / "accuracy.png")
         plot_choices(evaluation.summary, folder / "choices.png")
+        plot_reliability(evaluation.summary, folder / "reliability.png")
     except OSError as error:
         reason = error.strerror or error
         raise AvgMlxError(f"cannot write into {folder} ({reason}); make room, then {RESUME}") from error

@@ -83,13 +83,13 @@ def table(summary: Mapping[str, Any]) -> str:
     rows = [
         [
             mode,
-            _percent(one["accuracy"]),
-            f"{100 * one['interval'][0]:.1f}–{_percent(one['interval'][1])}",
-            *(_percent(one["categories"][name]["accuracy"]) for name in categories),
+            percent(one["accuracy"]),
+            f"{100 * one['interval'][0]:.1f}–{percent(one['interval'][1])}",
+            *(percent(one["categories"][name]["accuracy"]) for name in categories),
             f"{one['visual_tokens']:.1f}",
-            _percent(one["reduction"]),
+            percent(one["reduction"]),
             *(_ratio(one[f"{time}_ratio"]) for time in TIMES),
-            *(_percent(one["shares"][str(g)]) if one["shares"][str(g)] else "" for g in levels),
+            *(percent(one["shares"][str(g)]) if one["shares"][str(g)] else "" for g in levels),
         ]
         for mode, one in modes.items()
     ]
@@ -109,7 +109,8 @@ def _times(modes: Mapping[str, Any], finest: str) -> str:
     )
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share with one decimal."""
     return f"{share:.1%}"
 
 
