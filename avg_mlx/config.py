@@ -7,19 +7,20 @@ unloaded model can be built in a moment. Its tensors are then compared with the 
 import ast
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from .config_values import at_most, check_types, one_of
 from .errors import InputError, shown
 from .geometry import Pair, best_resolution, poolings, token_grid, visual_token_count
 
 MODEL_TYPE = re.compile(r"llava_([a-z0-9_]{1,40})")  # the authors' way to name the language model, by mlx-lm's name
 HUB_TYPES = {"llava_next": "LlavaNext", "llava": "Llava"}  # and how transformers' classes begin
 LAYOUTS = ("llava", "transformers")  # where a checkpoint comes from: its authors' code, or the Hub's conversions
+CLIP = "clip_vision_model"
 ASPECTS = ("anyres", "pad", "crop")  # crop, which is transformers' alone: the middle of the image, as high as a crop
 
-MAX_SIZE = 1 << 24  # of any width, vocabulary, context or count of heads; products of two stay far below 64 bits
 MAX_COUNT = 1024  # of heads, layers, experts and whatever else a key's name counts
 MAX_LAYERS = 256  # of the language model and of the tower; the deepest published models have about 130
 MAX_CROP = 4096  # pixels of a crop's side
@@ -59,6 +60,16 @@ def form_of(keys: Mapping[str, Any]) -> Literal["converted", "authors", "hub"] |
     return "authors" if keys.get("vision_config") is None else "converted"
 
 
+def tower_type(keys: Mapping[str, Any]) -> str | None:
+    """Return the type of the vision tower of a config of the Hub's, which is CLIP's where nothing is said.
+
+    None if `vision_config` is damaged.
+    """
+    vision = keys.get("vision_config") or {}
+    kind = vision.get("model_type", CLIP) if isinstance(vision, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """A CLIP vision tower and the normalization of its pixels."""
@@ -77,19 +88,20 @@ class VisionConfig:
     @classmethod
     def from_dict(cls, keys: Mapping[str, Any]) -> "VisionConfig":
         """Parse a `CLIPVisionConfig`, alone or inside a whole `CLIPConfig`, with image_mean/std beside it."""
-        _check(keys, "the vision tower's config", {"vision_config": dict})
+        check_types(keys, "the vision tower's config", {"vision_config": dict})
         keys = {**keys, **keys.get("vision_config", {})}
         types = {f.name: f.type for f in fields(cls)}
-        _check(keys, "the vision tower's config", types, required=[name for name in types if name not in vars(cls)])
+        required = [name for name in types if name not in vars(cls)]
+        check_types(keys, "the vision tower's config", types, required)
         vision = cls(**{f.name: _frozen(keys[f.name]) for f in fields(cls) if f.name in keys})
-        _one_of("the vision tower's hidden_act", vision.hidden_act, ("quick_gelu", "gelu"))
+        one_of("the vision tower's hidden_act", vision.hidden_act, ("quick_gelu", "gelu"))
         if vision.image_size % vision.patch_size:
             raise InputError(
                 f"a crop of {vision.image_size} pixels is not a whole number of {vision.patch_size}-pixel patches"
             )
-        _at_most("the vision tower's num_hidden_layers", vision.num_hidden_layers, MAX_LAYERS)
-        _at_most("the vision tower's image_size", vision.image_size, MAX_CROP)
-        _at_most("the number of a crop's patches", math.prod(vision.patch_grid), MAX_PATCHES)
+        at_most("the vision tower's num_hidden_layers", vision.num_hidden_layers, MAX_LAYERS)
+        at_most("the vision tower's image_size", vision.image_size, MAX_CROP)
+        at_most("the number of a crop's patches", math.prod(vision.patch_grid), MAX_PATCHES)
         if 0 in vision.image_std:
             raise InputError(f"image_std is {shown(vision.image_std)}, by which pixels cannot be divided")
         return vision
@@ -126,30 +138,30 @@ class Config:
         text_model = _text_model(keys.get("model_type"))
         keys = {name: value for name, value in keys.items() if value is not None}
         text = {"tie_word_embeddings": False, **keys, "model_type": text_model}  # mlx-lm's default is tied
-        for name in ("sliding_window", "layer_types"):  # it bounds the context, in which full attention is the same
+        for name in ("sliding_window", "layer_types"):  # the window bounds the context: within it attention is full
             text.pop(name, None)
         if form_of(keys) != "converted":
             raise InputError(
                 "this is a PyTorch checkpoint (a converted config.json has vision_config, and no text_config); "
                 "convert it first: avg-mlx convert --hf-path FOLDER"
             )
-        _check(keys, "config.json", {**REQUIRED, **OPTIONAL}, required=REQUIRED)
-        _at_most("num_hidden_layers", keys["num_hidden_layers"], MAX_LAYERS)
+        check_types(keys, "config.json", {**REQUIRED, **OPTIONAL}, required=REQUIRED)
+        at_most("num_hidden_layers", keys["num_hidden_layers"], MAX_LAYERS)
         for name, value in keys.items():
             if name.startswith(("num_", "n_")) and type(value) is int:
-                _at_most(name, value, MAX_COUNT)
+                at_most(name, value, MAX_COUNT)
         quantization = keys.get("quantization", {})
         for how in (quantization, *quantization.values()):  # of all layers, and of single ones
             if isinstance(how, dict):
-                _check(how, "the quantization in config.json", QUANTIZATION)
+                check_types(how, "the quantization in config.json", QUANTIZATION)
         vision = VisionConfig.from_dict(keys["vision_config"])
-        _one_of("mm_vision_select_feature", keys.get("mm_vision_select_feature", "patch"), ("patch",))
-        layout = _one_of("layout", keys.get("layout", "llava"), LAYOUTS)
-        aspect = _one_of("image_aspect_ratio", keys["image_aspect_ratio"], ASPECTS)
+        one_of("mm_vision_select_feature", keys.get("mm_vision_select_feature", "patch"), ("patch",))
+        layout = one_of("layout", keys.get("layout", "llava"), LAYOUTS)
+        aspect = one_of("image_aspect_ratio", keys["image_aspect_ratio"], ASPECTS)
         merge = keys.get("mm_patch_merge_type", "flat")
         pinpoints: tuple[Pair, ...] = ()
         if aspect == "anyres":
-            _one_of("mm_patch_merge_type", merge, ("spatial_unpad",))
+            one_of("mm_patch_merge_type", merge, ("spatial_unpad",))
             pinpoints = _pinpoints(keys.get("image_grid_pinpoints"), vision.image_size)
         patches = math.prod(vision.patch_grid)
         config = cls(
@@ -221,8 +233,8 @@ REQUIRED: dict[str, Any] = {
 }
 OPTIONAL: dict[str, Any] = {
     **dict.fromkeys(("num_key_value_heads", "head_dim", "sliding_window"), int),
-    **dict.fromkeys(("attention_bias", "mlp_bias", "rope_traditional", "tie_word_embeddings", "router_select"), bool),
-    "use_sliding_window": bool,
+    **dict.fromkeys(("attention_bias", "mlp_bias", "rope_traditional", "tie_word_embeddings"), bool),
+    **dict.fromkeys(("router_select", "use_sliding_window"), bool),
     **dict.fromkeys(("rope_scaling", "quantization", "vision_config"), dict),
     "filtered_text_num": range,  # 0: the router sees the image only
     **dict.fromkeys(("rope_theta", "tokenizer_model_max_length"), float),  # transformers writes 10³⁰ for no limit
@@ -231,57 +243,6 @@ OPTIONAL: dict[str, Any] = {
     "layer_types": list[str],
 }
 QUANTIZATION: dict[str, Any] = {"group_size": int, "bits": int, "mode": str}  # MLX divides by the first two
-IN_WORDS: dict[Any, str] = {
-    int: f"a whole number above 0, up to {MAX_SIZE}",
-    range: f"a whole number from 0 to {MAX_SIZE}",
-    float: "a number above 0",
-    bool: "true or false",
-    str: "a text",
-    dict: "an object",
-    tuple[float, float, float]: "a list of three numbers",
-    list[int]: "a token's number or a list of them",
-    list[str]: "a list of names",
-}
-
-
-def _check(keys: Mapping[str, Any], where: str, types: Mapping[str, Any], required: Iterable[str] = ()) -> None:
-    """Raise an InputError that lists all missing keys, or else all values of a wrong type."""
-    missing = [name for name in required if name not in keys]
-    if missing:
-        raise InputError(f"{where} lacks {', '.join(missing)}; is it the config of a LLaVA checkpoint?")
-    wrong = [
-        f"{name} is {shown(keys[name])}, expected {IN_WORDS[kind]}"
-        for name, kind in types.items()
-        if name in keys and not _is(kind, keys[name])
-    ]
-    if wrong:
-        raise InputError(f"{where} is damaged: {'; '.join(wrong)}; download it again")
-
-
-def _is(kind: Any, value: Any) -> bool:
-    if kind in (int, range):
-        return type(value) is int and (kind is int) <= value <= MAX_SIZE
-    if kind is float:
-        return type(value) in (int, float) and 0 < value < math.inf
-    if kind == tuple[float, float, float]:
-        finite = isinstance(value, list | tuple) and [type(n) in (int, float) and abs(n) < math.inf for n in value]
-        return finite == [True] * 3
-    if kind == list[int]:
-        return all(_is(range, number) for number in (value if isinstance(value, list) else [value]))
-    if kind == list[str]:
-        return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
-    return isinstance(value, kind)
-
-
-def _at_most(what: str, value: int, limit: int) -> None:
-    if value > limit:
-        raise InputError(f"{what} is {value}, but at most {limit} can be run; is the config damaged?")
-
-
-def _one_of(what: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise InputError(f"{what} is {shown(value)}, but only {' and '.join(map(repr, allowed))} can be run")
-    return value
 
 
 def _frozen(value: Any) -> Any:
@@ -358,7 +319,7 @@ def _pinpoints(values: Any, crop_size: int) -> tuple[Pair, ...]:
         )
     most = min(MAX_CROPS, MAX_PIXELS // crop_size**2)
     for height, width in pinpoints:
-        _at_most(f"the number of crops in the pinpoint {width}×{height}", height * width // crop_size**2, most)
+        at_most(f"the number of crops in the pinpoint {width}×{height}", height * width // crop_size**2, most)
     return pinpoints
 
 

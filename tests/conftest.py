@@ -112,7 +112,7 @@ def write_checkpoint(folder: Path, changes=None, tower=None, dtype=np.float32) -
 
     from avg_mlx.model.inventory import shapes_of
     from avg_mlx.weights.checkpoint import build_model
-    from avg_mlx.weights.pytorch import origin
+    from avg_mlx.weights.pytorch import AUTHORS_LAYOUT
 
     shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     for file, new in (("config.json", TINY | (changes or {})), ("clip/config.json", TINY_TOWER | (tower or {}))):
@@ -130,7 +130,7 @@ def write_checkpoint(folder: Path, changes=None, tower=None, dtype=np.float32) -
             array += 1
         if name == "vision_tower.patch_embedding.weight":
             array = array.transpose(0, 3, 1, 2)
-        theirs.setdefault(origin(name).name, []).append(array)
+        theirs.setdefault(AUTHORS_LAYOUT.origin(name).name, []).append(array)
     stacked = {name: np.ascontiguousarray(np.concatenate(arrays)) for name, arrays in theirs.items()}
     save_file(stacked, folder / "model.safetensors")
     return ours

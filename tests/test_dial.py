@@ -69,7 +69,7 @@ def test_a_higher_cost_never_takes_more_tokens(results):
 
 def test_targets_name_the_cheapest_cost_that_reaches_them():
     dial = Dial.of(TWO)
-    accurate, frugal = dial.reach(accuracy=1.0), dial.reach(tokens=25)
+    accurate, frugal = dial.reach_accuracy(1.0), dial.reach_tokens(25)
     assert accurate["accuracy"] == 1
     assert all(dial.at(cost)["accuracy"] < 1 for cost in COSTS if cost > accurate["token_cost"])
     assert frugal["visual_tokens"] <= 25

@@ -18,6 +18,8 @@ from avg_mlx import convert, generate, load
 from avg_mlx.inputs.image import make_crops
 from avg_mlx.inputs.image_io import read_image
 from avg_mlx.inputs.prompt import build_messages, encode_messages, render
+from avg_mlx.model.inventory import tensors_of
+from avg_mlx.weights.checkpoint import build_model, load_model
 from avg_mlx.weights.exporting import export
 
 GOLDEN = Path(__file__).parent / "golden_llava"
@@ -106,8 +108,9 @@ def test_greedy_tokens(case, loaded):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_two_scripts(family, tmp_path):
-    case = Case(family, 0)
+def test_every_case_through_the_two_scripts(family, tmp_path):
+    """One by itself, and all of them as a file of questions; a model without a router needs no flag."""
+    cases = [case for case in CASES if case.family == family]
 
     def script(name: str, *arguments) -> str:
         command = [sys.executable, str(ROOT / name), *map(str, arguments)]
@@ -116,10 +119,17 @@ def test_the_two_scripts(family, tmp_path):
         return done.stdout
 
     script("convert.py", "--hf-path", GOLDEN / family / "checkpoint")
-    asked = ("--prompt", case.said["prompt"], "--image", case.image, "--granularity", 36, "--max-tokens", STEPS)
-    answer = json.loads(script("generate.py", *asked, "--json"))
-    assert answer["token_ids"] == case.said["token_ids"]
-    assert answer["prompt_tokens"] == case.said["sequence_length"]
+    asked = [{"id": c.number, "image": str(c.image), "prompt": c.said["prompt"], "max_tokens": STEPS} for c in cases]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    lines = script("generate.py", "--batch", "asked.jsonl", "--output", "-").splitlines()
+    alone = ("--prompt", cases[0].said["prompt"], "--image", cases[0].image, "--max-tokens", STEPS, "--json")
+    answers = {answer["id"]: answer for answer in map(json.loads, lines)}
+    answers["alone"] = json.loads(script("generate.py", *alone))
+    for key, case in [*((case.number, case) for case in cases), ("alone", cases[0])]:
+        assert answers[key]["token_ids"] == case.said["token_ids"]
+        assert answers[key]["prompt_tokens"] == case.said["sequence_length"]
+        assert answers[key]["visual_tokens"] == case.said["visual_tokens"]
+        assert answers[key]["granularity_source"] == "finest"
 
 
 def tensors_in(folder: Path) -> dict[str, np.ndarray]:
@@ -144,15 +154,10 @@ def test_an_export_is_converted_to_the_same_model(family, folders, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_router_survives_the_export(family, folders, tmp_path):
-    from avg_mlx.model.inventory import tensors_of
-    from avg_mlx.weights.checkpoint import load_model
-
     adaptive = Path(shutil.copytree(folders[family], tmp_path / "adaptive"))
     keys = json.loads((adaptive / "config.json").read_text())
     keys |= {"vis_token_granularity": [36, 9, 4], "filtered_text_num": 7, "router_select": True}
     (adaptive / "config.json").write_text(json.dumps(keys))
-    from avg_mlx.weights.checkpoint import build_model
-
     model = build_model(keys, ())
     rng = np.random.default_rng(0)
     router = {n: rng.normal(size=a.shape).astype("f4") for n, a in tensors_of(model).items() if n[:6] == "router"}

@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CHECKPOINT, conversation, write_checkpoint, write_samples
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from test_golden_llava import GOLDEN, rewrite
+from test_golden_llava import GOLDEN, rewrite, tensors_in
 
-from avg_mlx import AvgMlxError, InputError, convert, generate, load
+from avg_mlx import AvgMlxError, InputError, Quantization, convert, generate, load
 from avg_mlx.config import Config
 from avg_mlx.inputs.image import make_crops
 from avg_mlx.inputs.prompt import build_messages, encode_messages, render
 from avg_mlx.training.data import read_samples
+from avg_mlx.weights.exporting import export
 
 
 def config_of(folder: Path) -> dict:
@@ -199,6 +202,74 @@ def test_a_text_that_begins_with_bos_gets_no_second_one(hub, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("generation", "text", "ends"),
+    [
+        ({"eos_token_id": [11, 17]}, {"eos_token_id": 5}, {11, 17}),
+        ({}, {"eos_token_id": 5}, {5}),
+        (None, {"eos_token_id": 5}, {5}),
+        (None, {}, set()),
+    ],
+    ids=["generation_config", "text_config", "no generation_config", "tokenizer"],
+)
+def test_where_answers_end(generation, text, ends, hub, tmp_path):
+    """At the tokenizer's own end of sequence besides, as in mlx-lm."""
+    checkpoint = hub()
+    (checkpoint / "generation_config.json").unlink()
+    if generation is not None:
+        (checkpoint / "generation_config.json").write_text(json.dumps(generation))
+    config("text_config", "eos_token_id", value=text.get("eos_token_id", ...))(checkpoint)
+    convert(checkpoint, tmp_path / "model")
+    _, tokenizer = load(tmp_path / "model")
+    assert set(tokenizer.eos_token_ids) == ends | {tokenizer.eos_token_id}
+
+
+def crop_middle(**settings):
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(**settings)
+
+
+def pad(**settings):
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    return LlavaImageProcessorPil(**settings, do_pad=True)
+
+
+def anyres(**settings):
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    return LlavaNextImageProcessorPil(**settings)
+
+
+@pytest.fixture(scope="module", params=[crop_middle, pad, anyres], ids=lambda way: way.__name__)
+def both(request, tmp_path_factory):
+    """(transformers' Pillow processor, the config of a model that was converted from a checkpoint with it)."""
+    family = "next" if request.param is anyres else "llava15"
+    settings = json.loads((GOLDEN / family / "checkpoint" / "processor_config.json").read_text())["image_processor"]
+    theirs = request.param(**{n: v for n, v in settings.items() if n not in ("image_processor_type", "do_pad")})
+    checkpoint = tmp_path_factory.mktemp("both") / "checkpoint"
+    shutil.copytree(GOLDEN / family / "checkpoint", checkpoint)
+    if request.param is pad:
+        processor("image_processor_type", value="LlavaImageProcessor")(checkpoint)
+        processor("do_pad", value=True)(checkpoint)
+    convert(checkpoint, checkpoint.parent / "model")
+    return theirs, Config.from_dict(config_of(checkpoint.parent / "model"))
+
+
+@given(size=st.tuples(st.integers(1, 500), st.integers(1, 500)).filter(lambda size: max(size) < 20 * min(size)))
+@example(size=(352, 748))
+def test_pixels_are_those_of_transformers_pillow_processors(both, size):
+    """Of images of any size, to the bit."""
+    theirs, config = both
+    width, height = size
+    image = Image.effect_mandelbrot(size, (-2, -1.2, 1, 1.2), 60).convert("RGB")
+    image.paste((200, 30, 60), (width // 3, height // 3, width // 3 + 1 + width // 4, height // 3 + 1 + height // 5))
+    expected = theirs(image, return_tensors="np")["pixel_values"]
+    ours = make_crops(image, config).pixels.transpose(0, 3, 1, 2)
+    assert np.array_equal(ours, expected.reshape(ours.shape))
+
+
+@pytest.mark.parametrize(
     ("kind", "pads", "aspect"),
     [
         ("CLIPImageProcessor", True, "crop"),
@@ -235,6 +306,18 @@ PAD = {
 
 class TestTheAuthorsOlderLayouts:
     """LLaVA-1.5 and M3 as their authors published them, with weights at random."""
+
+    @pytest.mark.parametrize("changes", [{}, {"matryoshka_vis_token_scale": [16, 4, 1]}], ids=["LLaVA-1.5", "M3"])
+    def test_an_export_is_converted_to_the_same_model(self, changes, made, tmp_path):
+        model = made(**changes)
+        export(model, tmp_path / "exported")
+        convert(tmp_path / "exported", tmp_path / "again")
+        assert tensors_in(model).keys() == tensors_in(tmp_path / "again").keys()
+        assert "image_newline" not in tensors_in(model)
+        assert all(np.array_equal(array, tensors_in(model)[n]) for n, array in tensors_in(tmp_path / "again").items())
+        keys = config_of(tmp_path / "again")
+        assert keys.pop("mm_vision_tower") == "vision_tower"
+        assert keys == {name: value for name, value in config_of(model).items() if name != "mm_vision_tower"}
 
     @pytest.fixture
     def made(self, tmp_path):
@@ -292,11 +375,12 @@ class TestGranularities:
 
     def test_of_a_converted_folder_while_it_is_quantized(self, tmp_path):
         convert(GOLDEN / "next" / "checkpoint", tmp_path / "plain")
-        convert(tmp_path / "plain", tmp_path / "model", granularities=[])
-        assert config_of(tmp_path / "model") == config_of(tmp_path / "plain") | {
-            "vis_token_granularity": [9, 18, 36],
-            "filtered_text_num": 32,
-        }
+        four_bits = Quantization(bits=4, group_size=32)
+        convert(tmp_path / "plain", tmp_path / "model", granularities=[], quantization=four_bits)
+        changed = {"vis_token_granularity": [9, 18, 36], "filtered_text_num": 32}
+        keys = config_of(tmp_path / "model")
+        assert keys.pop("quantization") == keys.pop("quantization_config")
+        assert keys == config_of(tmp_path / "plain") | changed
 
     def test_that_cannot_be_pooled_are_refused(self, tmp_path):
         with pytest.raises(InputError, match=r"granularity 8 .* choose from 1, 4, 9, 18, 36"):
@@ -308,7 +392,7 @@ class TestGranularities:
             convert(converted, tmp_path / "model", granularities=[36, 144])
 
 
-def test_a_checkpoint_without_its_router_is_converted_as_plain(hub, tmp_path):
+def test_a_tensor_too_many_is_named(hub, tmp_path):
     checkpoint = hub()
     tensors = load_file(checkpoint / "model.safetensors")
     save_file(tensors | {"surplus": np.zeros(3, "f4")}, checkpoint / "model.safetensors")

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from avg_mlx import AvgMlxError, InputError, convert, load
 from avg_mlx.model.inventory import shapes_of, tensors_of
-from avg_mlx.weights.pytorch import TOWER, Origin, origin
+from avg_mlx.weights.pytorch import AUTHORS_LAYOUT, TOWER, Origin
 from avg_mlx.weights.shards import SafetensorsShards, open_shards
 from avg_mlx.weights.source import open_source
 
@@ -34,14 +34,14 @@ def golden():
 def test_every_golden_tensor_has_one_use_and_stacked_ones_three(model):
     uses: dict[str, list] = {}
     for name in shapes_of(model):
-        uses.setdefault(origin(name).name, []).append(origin(name).part)
+        uses.setdefault(AUTHORS_LAYOUT.origin(name).name, []).append(AUTHORS_LAYOUT.origin(name).part)
     assert uses.keys() == WEIGHT_MAP.keys() - UNUSED
     assert all(parts == [0, 1, 2] if name.startswith(STACKED) else parts == [None] for name, parts in uses.items())
 
 
 def test_every_golden_tensor_has_the_shape_that_is_expected(model, golden):
     for name, shape in shapes_of(model).items():
-        assert origin(name).shape(shape) == golden[origin(name).name].shape
+        assert AUTHORS_LAYOUT.origin(name).shape(shape) == golden[AUTHORS_LAYOUT.origin(name).name].shape
 
 
 def test_every_golden_tensor_is_found_again(model, golden):
@@ -54,7 +54,7 @@ def test_every_golden_tensor_is_found_again(model, golden):
         elif name.endswith("patch_embedding.weight"):
             assert np.array_equal(ours.pop("vision_tower.patch_embedding.weight").transpose(0, 3, 1, 2), array)
         elif name not in UNUSED:
-            (mine,) = (ours_name for ours_name in ours if origin(ours_name).name == name)
+            (mine,) = (ours_name for ours_name in ours if AUTHORS_LAYOUT.origin(ours_name).name == name)
             assert np.array_equal(ours.pop(mine), array)
     assert not ours
 
@@ -91,7 +91,7 @@ def test_every_golden_tensor_is_found_again(model, golden):
     ],
 )
 def test_names(ours, theirs):
-    assert origin(ours).name == theirs
+    assert AUTHORS_LAYOUT.origin(ours).name == theirs
 
 
 @pytest.mark.parametrize(

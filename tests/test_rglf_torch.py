@@ -15,7 +15,7 @@ from avg_mlx.training.optimizer import LoopSettings
 from avg_mlx.training.plan import Plan
 from avg_mlx.training.run import Run
 from avg_mlx.weights.adapters import AdapterConfig, trained_tensors
-from avg_mlx.weights.pytorch import origin
+from avg_mlx.weights.pytorch import AUTHORS_LAYOUT
 
 torch = pytest.importorskip("torch")
 
@@ -107,7 +107,7 @@ def test_twenty_steps_follow_pytorch(own_tiny, tmp_path):
     theirs = Router(config.hidden_size, list(config.granularities), config.filtered_text_num, config.vision.patch_grid)
     parts: dict[str, dict] = {}
     for name, array in trained_tensors(model).items():
-        place = origin(name)
+        place = AUTHORS_LAYOUT.origin(name)
         parts.setdefault(place.name.removeprefix("model.router."), {})[place.part] = tensor(array)
     state = {name: torch.cat([arrays[part] for part in sorted(arrays)]) for name, arrays in parts.items()}
     theirs.load_state_dict(state, strict=True)

@@ -10,6 +10,7 @@ from conftest import write_checkpoint
 from test_golden_llava import GOLDEN, Case, renamed
 
 from avg_mlx import Quantization, convert, generate, load
+from avg_mlx.cli.bench import main as bench
 from avg_mlx.inputs.image import make_crops
 from avg_mlx.inputs.image_io import read_image
 from avg_mlx.inputs.prompt import build_messages, encode_messages
@@ -128,7 +129,7 @@ def test_an_export_is_what_transformers_loads(made, tmp_path):
 
 
 @pytest.mark.parametrize("name", TEXT_MODELS)
-def test_a_model_is_trained_fused_quantized_and_asked(name, data, tmp_path):
+def test_a_model_is_trained_fused_quantized_asked_and_measured(name, data, tmp_path, capsys):
     """Without transformers: every part of this package with every language model."""
     write_checkpoint(tmp_path / "checkpoint", {"model_type": f"llava_{name}", "router_select": None, "head_dim": 32})
     convert(tmp_path / "checkpoint", tmp_path / "model")
@@ -144,3 +145,7 @@ def test_a_model_is_trained_fused_quantized_and_asked(name, data, tmp_path):
     ]
     assert answers[0].token_ids == answers[1].token_ids
     assert all(answer.views[0].source == "router" for answer in answers)
+    few = ["--repeats", "1", "--warmup", "0", "--decode-tokens", "1", "--text-tokens", "120", "--image-size", "100x50"]
+    assert bench(["--model", str(tmp_path / "fused"), *few, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["granularity"] for row in rows] == [1, 2, 4, 8, 16]

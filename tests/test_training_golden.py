@@ -14,7 +14,7 @@ from avg_mlx.training.feedback import collect_feedback
 from avg_mlx.training.loop import step_gradients
 from avg_mlx.training.losses import choice_loss, ranking_loss, rglf_loss
 from avg_mlx.weights.adapters import AdapterConfig
-from avg_mlx.weights.pytorch import origin
+from avg_mlx.weights.pytorch import AUTHORS_LAYOUT
 
 TOLERANCE = 1e-3  # absolute, of losses and logits
 GRADIENT_TOLERANCE = 0.01  # relative, of norms
@@ -75,7 +75,7 @@ def stage_3_step(converted):
 def by_pytorch_name(gradients) -> dict[str, np.ndarray]:
     parts: dict[str, dict[int | None, np.ndarray]] = {}
     for name, array in tree_flatten(gradients):
-        parts.setdefault(origin(name).name, {})[origin(name).part] = np.array(array)
+        parts.setdefault(AUTHORS_LAYOUT.origin(name).name, {})[AUTHORS_LAYOUT.origin(name).part] = np.array(array)
     return {name: np.concatenate([arrays[part] for part in sorted(arrays)]) for name, arrays in parts.items()}
 
 

@@ -180,7 +180,7 @@ def _row(granularity: int, answers: Sequence[Answer], cost: Cost) -> Row:
 
 
 def cost_of(model: Model) -> Cost:
-    """A cost model of this model, with its weights' bits and with activations as wide as its newline token."""
+    """A cost model of this model, with its weights' bits and with activations as wide as its unquantized weights."""
     bits = {part.name: part.bits_per_weight for part in parts_of(model)}
     return Cost(model.config, bits, 8 * model.dtype.size)
 

@@ -30,10 +30,8 @@ def build_parser(prog: str) -> Parser:
     add("--mlx-path", default="mlx_model", help="folder to write, which must not exist yet (default: %(default)s)")
     add("--dtype", choices=DTYPES, help="type of all that is not quantized (default: the checkpoint's)")
     add("-d", "--dequantize", action="store_true", help="dequantize a converted folder")
-    help = (
-        "make a plain model ready to become adaptive: visual tokens per crop (default: a sixteenth up to all patches)"
-    )
-    add("--granularities", type=int, nargs="*", metavar="G", help=help)
+    prepare = "let a plain model become adaptive: visual tokens per crop (without G: a sixteenth up to all patches)"
+    add("--granularities", type=int, nargs="*", metavar="G", help=prepare)
     add("--upload-repo", metavar="OWNER/NAME", help="upload the folder to this repository on the Hugging Face Hub too")
     group = parser.add_argument_group("quantization")
     group.add_argument("-q", "--quantize", action="store_true", help="quantize the language model")

@@ -28,13 +28,13 @@ def build_parser(prog: str) -> Parser:
     add("--strict-paths", action="store_true", help="refuse images outside of that folder")
     add("--output", required=True, type=Path, help="folder for answers, table, summary and pictures")
     add("--modes", nargs="+", metavar="MODE", help="adaptive, random, oracle, or a granularity (default: all)")
-    cost, costs = (
+    price, costs = (
         number(float, 0),
-        "what the router's choice would be worth at these token costs, from the same answers",
+        "show what the router's choice is worth at these token costs, from the same answers",
     )
-    add("--token-costs", type=cost, nargs="+", default=[], metavar="COST", help=costs)
+    add("--token-costs", type=price, nargs="+", default=[], metavar="COST", help=costs)
     add("--target-accuracy", type=number(float, 0, 1), metavar="SHARE", help="name the token cost that keeps it")
-    add("--target-tokens", type=cost, metavar="N", help="name the token cost that takes N visual tokens on average")
+    add("--target-tokens", type=price, metavar="N", help="name the token cost that takes N visual tokens on average")
     add("--limit", type=number(int, 1), metavar="N", help="ask only the first N questions")
     add("--skip-bad", action="store_true", help="list and leave out questions that cannot be used")
     add("--seed", type=number(int, 0), default=0, help="seed of the random mode (default: %(default)s)")

@@ -1,8 +1,9 @@
 """The dial: what the router would have taken at other token costs, from answers that are there already."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,22 +66,25 @@ class Dial:
             "shares": {str(g): taken[g] / questions for g in sorted(self.granularities)},
         }
 
-    def reach(self, *, accuracy: float | None = None, tokens: float | None = None) -> dict[str, Any]:
-        """Return what is `at` the highest of COSTS with such an accuracy, or at the lowest with as few visual tokens.
+    @cached_property
+    def sweep(self) -> list[dict[str, Any]]:
+        """What is `at` each of COSTS."""
+        return [self.at(cost) for cost in COSTS]
 
-        Raises InputError if none of them reaches that.
-        """
-        settings = [self.at(cost) for cost in COSTS]
-        if accuracy is not None:
-            reached = [one for one in settings if one["accuracy"] >= accuracy]
-            if not reached:
-                best = max(one["accuracy"] for one in settings)
-                raise InputError(f"no token cost reaches an accuracy of {accuracy:g}; the best is {best:.4f}")
-            return reached[-1]
-        reached = [one for one in settings if tokens is not None and one["visual_tokens"] <= tokens]
+    def reach_accuracy(self, share: float) -> dict[str, Any]:
+        """Return what is at the highest of COSTS whose accuracy is at least `share`; InputError if there is none."""
+        reached = [one for one in self.sweep if one["accuracy"] >= share]
         if not reached:
-            least = min(one["visual_tokens"] for one in settings)
-            raise InputError(f"no token cost comes down to {tokens:g} visual tokens; the fewest are {least:.1f}")
+            best = max(one["accuracy"] for one in self.sweep)
+            raise InputError(f"no token cost reaches an accuracy of {share:g}; the best is {best:.4f}")
+        return reached[-1]
+
+    def reach_tokens(self, count: float) -> dict[str, Any]:
+        """Return what is at the lowest of COSTS that takes at most `count` visual tokens; InputError if none does."""
+        reached = [one for one in self.sweep if one["visual_tokens"] <= count]
+        if not reached:
+            least = min(one["visual_tokens"] for one in self.sweep)
+            raise InputError(f"no token cost comes down to {count:g} visual tokens; the fewest are {least:.1f}")
         return reached[0]
 
 
@@ -89,20 +93,21 @@ def turned(
 ) -> dict[str, Any]:
     """What a summary says of the dial: `costs` as asked, `targets` and what reaches them, and the whole `curve`."""
     dial = Dial.of(results)
-    sought = {
-        f"an accuracy of at least {accuracy}": {"accuracy": accuracy},
-        f"at most {tokens} visual tokens": {"tokens": tokens},
-    }
-    targets: dict[str, Any] = {}
-    for target, given in sought.items():
-        if None not in given.values():
-            try:
-                targets[target] = dial.reach(**given)
-            except InputError as error:
-                targets[target] = str(error)
-    settings = [dial.at(cost) for cost in COSTS]
-    curve = dict.fromkeys((one["visual_tokens"], one["accuracy"]) for one in settings)
+    targets = {}
+    if accuracy is not None:
+        targets[f"an accuracy of at least {accuracy}"] = _or_why_not(dial.reach_accuracy, accuracy)
+    if tokens is not None:
+        targets[f"at most {tokens} visual tokens"] = _or_why_not(dial.reach_tokens, tokens)
+    curve = dict.fromkeys((one["visual_tokens"], one["accuracy"]) for one in dial.sweep)
     return {"costs": [dial.at(cost) for cost in token_costs], "targets": targets, "curve": list(map(list, curve))}
+
+
+def _or_why_not(reach: Callable[[float], dict[str, Any]], target: float) -> dict[str, Any] | str:
+    """The setting that reaches a target, or why none does."""
+    try:
+        return reach(target)
+    except InputError as error:
+        return str(error)
 
 
 def dial_table(dial: Mapping[str, Any]) -> str:

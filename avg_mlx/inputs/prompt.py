@@ -90,13 +90,11 @@ def encode_messages(
     with tokenizer_errors("the text cannot be tokenized", "write it in other words"):
         spelled = control.occur_in([message["content"] for message in messages])
     text = render(tokenizer, messages, awaits_answer, control.enclose if spelled else str)
-    encoder: Encoder = tokenizer
     text = text.rstrip() if stripped else text
     begun = text.startswith(tokenizer.special_tokens_map.get("bos_token", "\0"))
-    if spelled:
-        text, encoder = control.respell(text), control.encoder
-    placeholder = _placeholder_token(tokenizer)
-    if placeholder is None:
+    encoder: Encoder = control.encoder if spelled else tokenizer
+    text = control.respell(text) if spelled else text
+    if (placeholder := _placeholder_token(tokenizer)) is None:
         ids = encode_text(encoder, text)
     else:
         ids = [PLACEHOLDER_ID if i == placeholder else i for i in encode_whole(encoder, text, begun)]

@@ -55,7 +55,8 @@ def convert(
 
     def check(folder: Path) -> None:
         """Try the tokenizer and its chat template."""
-        load_tokenizer(folder, result.keys, name=source.folder, remedy="download its tokenizer's files again")
+        remedy = "convert the checkpoint again" if source.converted else "download its tokenizer's files again"
+        load_tokenizer(folder, result.keys, name=source.folder, remedy=remedy)
 
     sizes = sizes_of(result.target)
     write_folder(destination, files, result.tensors(), sizes, progress=progress, shard_bytes=shard_bytes, check=check)

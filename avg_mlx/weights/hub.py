@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..config import HUB_TYPES, MAX_LAYERS, VisionConfig
+from ..config import CLIP, HUB_TYPES, MAX_LAYERS, VisionConfig, tower_type
 from ..errors import InputError, printable, shown
 from ..files import MAX_TOKENIZER, read_file, read_json
 from ..inputs.prompt import PLACEHOLDER
@@ -89,7 +89,7 @@ def hub_files(folder: Path, keys: Mapping[str, Any], vision: VisionConfig) -> di
         "vision_feature_layer": keys["mm_vision_select_layer"],
         "vision_feature_select_strategy": "default",
         "text_config": text | {"model_type": keys["model_type"].removeprefix("llava_")},
-        "vision_config": {**keys["vision_config"], "model_type": "clip_vision_model"},
+        "vision_config": {**keys["vision_config"], "model_type": CLIP},
     }
     cropped = keys["image_aspect_ratio"] == "crop"
     kind = "CLIPImageProcessor" if cropped else f"{name}ImageProcessor"
@@ -115,9 +115,7 @@ def hub_tokenizer_files(folder: Path, keys: Mapping[str, Any]) -> dict[str, Cont
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise InputError(
-            f"{folder} has no tokenizer.json; save one there: AutoTokenizer.from_pretrained, save_pretrained"
-        )
+        raise InputError(f"{folder} has no tokenizer.json; save one there with transformers' AutoTokenizer")
     tokenizer, index = read_json(file, limit=MAX_TOKENIZER), keys["image_token_index"]
     added = tokenizer.get("added_tokens")
     tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
@@ -153,11 +151,10 @@ def _text(keys: Any) -> dict[str, Any]:
 
 def _vision(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return a CLIP tower's config, complete."""
-    given = keys.get("vision_config") or _defaults("llava_next", {})["vision_config"]
-    kind = given.get("model_type", "clip_vision_model") if isinstance(given, dict) else None
-    if kind != "clip_vision_model":
+    if (kind := tower_type(keys)) != CLIP:
         raise InputError(f"the vision tower is a {shown(kind)}, but only CLIP's can be run")
-    return {name: value for name, value in _defaults(kind, given).items() if name in VisionConfig.__dataclass_fields__}
+    given = keys.get("vision_config") or _defaults("llava_next", {})["vision_config"]
+    return {name: value for name, value in _defaults(CLIP, given).items() if name in VisionConfig.__dataclass_fields__}
 
 
 def _defaults(kind: str, keys: Mapping[str, Any]) -> dict[str, Any]:

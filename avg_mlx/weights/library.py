@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, form_of
+from ..config import CLIP, Config, form_of, tower_type
 from ..errors import InputError, listing, printable, problem, shown
 from ..files import read_json
 from .demo import DEMO, demo_model
@@ -115,7 +115,7 @@ def examine(place: Place) -> Checkpoint | None:
     text = keys["text_config"] if form == "hub" else keys
     if not isinstance(text, dict):
         raise InputError(f"text_config is {shown(text)}, expected an object; download it again")
-    if form is None or (form == "hub" and not _has_clip(keys)) or (form == "authors" and not _names_clip(keys)):
+    if form is None or (form == "hub" and tower_type(keys) != CLIP) or (form == "authors" and not _names_clip(keys)):
         return None
     config = Config.from_dict(keys) if form == "converted" else None
     quantization = keys.get("quantization")
@@ -143,12 +143,6 @@ def _incomplete(place: Place, absent: list[str]) -> InputError:
     revision = f" --revision {place.revision}" if place.revision else ""
     remedy = f"complete it with: hf download {place.name}{revision}" if place.cached else "copy or download it again"
     return InputError(f"it lacks {listing(absent)}; {remedy}")
-
-
-def _has_clip(keys: Mapping[str, Any]) -> bool:
-    """Whether the vision tower in the Hub's layout is a CLIP, as it is where nothing is said."""
-    vision = keys.get("vision_config") or {}
-    return isinstance(vision, dict) and vision.get("model_type", "clip_vision_model") == "clip_vision_model"
 
 
 def _names_clip(keys: Mapping[str, Any]) -> bool:

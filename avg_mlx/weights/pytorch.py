@@ -106,11 +106,6 @@ AUTHORS_LAYOUT = Layout(TOWER_AND_ROUTER + AUTHORS)
 HUB_LAYOUT = Layout(TOWER_AND_ROUTER + HUB + HUB_TOWER)  # as every release of transformers reads it
 
 
-def origin(name: str) -> Origin:
-    """Return the place of our tensor `name` in the authors' layout."""
-    return AUTHORS_LAYOUT.origin(name)
-
-
 def hub_layout(names: Collection[str]) -> Layout:
     """Return the Hub's layout in the spelling of tensors' `names`, which has changed from release to release."""
     in_memory = any(name.startswith("model.language_model.") for name in names)
