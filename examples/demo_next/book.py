@@ -2,7 +2,7 @@
 
     python examples/demo_next/book.py build/demo_next
 
-writes mix.json and late.json for the language model, router.json for the router, and their pictures.
+writes mix.json, late.json and last.json for the language model, router.json for the router, and their pictures.
 """
 
 import json
@@ -22,6 +22,8 @@ from words import some_text
 SEED = 0
 FOR_THE_ROUTER = 300  # of easy-VQA's training images: the language model does not learn them
 TURNS = 5  # of easy-VQA's questions in a conversation
+REGULAR, BOLD, SERIF, MONO = TESTED_FONTS
+THIN = (REGULAR, REGULAR, BOLD, SERIF, SERIF, MONO, MONO, MONO)  # thin strokes take longer to learn than bold ones
 
 
 class Book(NamedTuple):
@@ -33,10 +35,13 @@ class Book(NamedTuple):
     both: float
     shapes: float
     talk: float = 1.0  # how much is asked about shapes
+    describe: float = 0.3  # how often a description is asked for
+    fonts: tuple[str, ...] = TESTED_FONTS  # of two texts in three, drawn evenly
 
 
 MIX = Book("mix", 60_000, 0.38, 0.2, 0.35)
 LATE = Book("late", 40_000, 0.6, 0.25, 0.08, talk=0.5)  # reading takes longer to learn than the rest
+LAST = Book("last", 44_000, 0.45, 0.33, 0.15, talk=0.5, describe=0.6, fonts=THIN)
 ROUTER = MIX._replace(name="router", pages=4_000)
 
 
@@ -50,14 +55,14 @@ def learning_scene(book: Book, rng: Random) -> Scene:
     shapes: list[str] = []
     if book.text <= kind < book.text + book.both + book.shapes:
         shapes = [rng.choice(SHAPES) for _ in range(rng.choice([1, 1, 1, 2, 2, 3]))]
-    fonts = TESTED_FONTS if rng.random() < 0.65 else OTHER_FONTS
+    fonts = book.fonts if rng.random() < 0.65 else OTHER_FONTS
     shares = (0.2, 0.4) if rng.random() < 0.6 else (0.13, 0.55)
     return draw_scene(rng, some_size(rng), shapes, texts, TRAIN_PHOTOS, fonts=fonts, shares=shares)
 
 
-def learning_pairs(scene: Scene, rng: Random, talk: float = 1.0) -> list[Pair]:
+def learning_pairs(scene: Scene, rng: Random, talk: float = 1.0, describe: float = 0.3) -> list[Pair]:
     """A conversation, in any order."""
-    often = {"describe": 0.3, "outside": 0.25, "text present": 0.12}
+    often = {"describe": describe, "outside": 0.25, "text present": 0.12}
     if scene.shapes:
         often |= {kind: share * talk for kind, share in ABOUT_SHAPES.items()} | {"read": 0.08, "text color": 0.04}
     if scene.texts:
@@ -80,7 +85,7 @@ def page(folder: Path, book: Book, number: int) -> dict:
     rng = Random(f"{book.name} {SEED} {number}")
     scene = learning_scene(book, rng)
     file = save_picture(scene.image, folder, f"{book.name}/{number // 1000:03}/{number}", rng)
-    return conversation(f"{book.name}-{number}", file, learning_pairs(scene, rng, book.talk))
+    return conversation(f"{book.name}-{number}", file, learning_pairs(scene, rng, book.talk, book.describe))
 
 
 def save_picture(image: Image.Image, folder: Path, stem: str, rng: Random) -> str:
@@ -142,6 +147,7 @@ def build(folder: Path) -> None:
     router = easy_vqa_pages(folder, others, TURNS, rng) + pages(folder, ROUTER)
     save(folder / "router.json", [one for sample in router for one in single_questions(sample)[:3]])
     save(folder / "late.json", easy[::2] + pages(folder, LATE))
+    save(folder / "last.json", easy[1::2] + pages(folder, LAST))
 
 
 def save(file: Path, samples: list[dict]) -> None:
