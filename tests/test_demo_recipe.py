@@ -1,120 +1,171 @@
-"""The parts of examples/demo that say what is true of a picture, and its option files."""
+"""The parts of examples/demo that make the model: labels, tokenizer, arithmetic, weights, option files."""
 
 import importlib
-import re
-from random import Random
+import math
 
+import beginning
+import book
+import exam
+import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
-import pictures
 import pytest
-import questions
+import quick
 import start
 import teach_vision
-import words
 import yaml
 from conftest import ROOT
-from pictures import COLORS, INKS, SHAPES, SIDE, Thing
-from PIL import Image, ImageChops
+from pictures import Thing
+from PIL import Image
 
 from avg_mlx.cli.train import instruct_parser, router_parser
+from avg_mlx.config import Config
+from avg_mlx.inputs.image import make_crops
 
 RECIPE = ROOT / "examples" / "demo"  # on the path: pyproject.toml
+SIDE = start.CROP
 
 
-@pytest.mark.parametrize("patches", [4, 8])
-def test_the_labels_of_a_patch_are_shares_of_it(patches):
-    side = SIDE / patches
-    things = [Thing("A", "red", (0, 0, side, side / 2)), Thing("B", "blue", (1.5 * side, side, 3 * side, 2 * side))]
-    names, inks, centers = teach_vision.labels(things, patches)
-    for x in (names, inks, centers):
+@pytest.fixture(scope="module")
+def config():
+    return Config.from_dict({**start.CONFIG, "vocab_size": 300})
+
+
+def test_the_labels_of_a_patch_are_shares_of_it():
+    patches, side = 10, SIDE / 10
+    things = [
+        Thing("A", "red", (0, 0, side, side / 2)),
+        Thing("b", "blue", (1.5 * side, side, 3 * side, 2 * side)),
+        Thing("c", "blue", (-3 * side, side, -side, 2 * side)),  # outside
+    ]
+    labels = teach_vision.labels(things, patches, SIDE)
+    names, colors, left, right, *_ = labels
+    assert [x.shape[1] for x in labels] == [len(classes) for classes in teach_vision.HEADS.values()]
+    for x in labels:
         assert x.shape[0] == patches**2
         assert np.allclose(x.sum(axis=1), 1)
-    at = {name: teach_vision.NAMES.index(name) for name in ("nothing", "A", "B")}
+    at = {name: teach_vision.NAMES.index(name) for name in ("nothing", "A", "b", "c")}
     assert names[0, [at["A"], at["nothing"]]] == pytest.approx([0.5, 0.5])
-    assert names[patches : patches + 3, at["B"]] == pytest.approx([0, 0.5, 1])
-    assert inks[patches + 2, teach_vision.COVERS.index("blue")] == pytest.approx(1)
-    assert np.flatnonzero(centers[:, at["A"]]).tolist() == [0]
-    assert np.flatnonzero(centers[:, at["B"]]).tolist() == [patches + 2]
-    assert centers[:, at["nothing"]].sum() == patches**2 - 2
+    assert names[patches : patches + 3, at["b"]] == pytest.approx([0, 0.5, 1])
+    assert colors[patches + 2, teach_vision.COVERS.index("blue")] == pytest.approx(1)
+    assert np.flatnonzero(right[:, at["A"]]).tolist() == [0]
+    assert np.flatnonzero(left[:, at["b"]]).tolist() == [patches + 2]
+    assert left[:, at["nothing"]].sum() + right[:, at["nothing"]].sum() == 2 * patches**2 - 2
+    assert not any(x[:, at["c"]].any() for x in (names, left, right))
 
 
-@pytest.mark.parametrize("text", ["7", "408", "WORD", "MWMWM"])
-@pytest.mark.parametrize("scale", [1, 2])
-def test_a_text_is_written_where_it_says(text, scale):
-    writer = pictures.Writer()
-    for seed in range(20):
-        before = Image.new("RGB", (SIDE * scale, SIDE * scale), pictures.pale(Random(seed)))
-        image, half = before.copy(), SIDE * scale // 2
-        things = writer.write(image, Random(seed), text, half, 2 * half, scale)
-        assert "".join(thing.name for thing in things) == text
-        assert len({thing.color for thing in things}) == 1
-        left, top, right, bottom = ImageChops.difference(before, image).getbbox()
-        assert half <= things[0].box[1] - 1 <= top
-        assert bottom <= things[0].box[3] + 1
-        assert things[0].box[0] - 1 <= left
-        assert right <= things[-1].box[2] + 1
-        ink = np.array(INKS[things[0].color])
-        assert (np.asarray(image) == ink).all(axis=-1).any()
-        assert np.abs(ink - np.asarray(before)[0, 0]).max() >= pictures.CONTRAST
+def test_places_are_counted_from_the_first_character_that_a_crop_shows():
+    patches, side = 10, SIDE / 10
+    word = [Thing("NOON"[i], "red", ((2 * i - 3) * side, 0, (2 * i - 1) * side, side), i + 1) for i in range(4)]
+    number = [Thing("47"[i], "red", (i * side, side, (i + 1) * side, 2 * side), i + 1) for i in range(2)]
+    *_, left, right = teach_vision.labels([*word, *number, Thing("circle", "red", (0, 60, 90, 90))], patches, SIDE)
+    placed = {(patch, place) for x in (left, right) for patch, place in np.argwhere(x[:, 1:])}
+    assert placed == {(0, 0), (2, 1), (4, 2), (patches, 0), (patches + 1, 1)}  # the first N is beyond the edge
 
 
-@pytest.mark.parametrize("ask", [questions.shape_questions, questions.color_questions])
-def test_what_is_asked_about_a_shape_is_true(ask):
-    """Answers found again in the words of the question."""
-    asked = ask(Random(0), "teal", "circle", 400)
-    for question, answer in asked:
-        if answer in ("yes", "no"):
-            kinds = [shape for shape in SHAPES if f"{shape}" in question]
-            inks = [color for color in COLORS if f" {color} " in question]
-            here = (not kinds or kinds == ["circle"]) and (not inks or inks == ["teal"])
-            denied = re.search(r"\bnot?\b", question) is not None
-            assert answer == ("yes" if here != denied else "no"), question
+@pytest.mark.parametrize("size", [(120, 120), (64, 64), (300, 150), (90, 200), (400, 300), (1024, 512)])
+def test_what_a_crop_shows_is_where_its_labels_say(config, size):
+    """A red rectangle, found again in every crop's pixels."""
+    image = Image.new("RGB", size, (255, 255, 255))
+    width, height = size
+    box = round(width * 0.4), round(height * 0.3), round(width * 0.9), round(height * 0.8)
+    image.paste((255, 0, 0), box)
+    scene = teach_vision.Scene(image, shapes=[Thing("rectangle", "red", box)])
+    crops = make_crops(image, config)
+    for number, pixels in enumerate(crops.pixels):
+        rows, columns = np.nonzero((pixels[..., 0] > 0) & (pixels[..., 1] < 0))
+        left, top, right, bottom = teach_vision.things_in_crop(scene, number, crops.crop_grid, SIDE)[0].box
+        inside = [max(0, left), max(0, top), min(SIDE, right), min(SIDE, bottom)]
+        if len(rows) == 0:
+            assert inside[0] >= inside[2]
         else:
-            assert answer == ("teal" if "color" in question else "circle"), question
-    assert {answer for _, answer in asked} == {"yes", "no", "teal", "circle"}
+            found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert np.abs(np.array(found) - inside).max() <= 2
 
 
-def test_a_color_is_there_as_often_as_not():
-    asked = questions.color_questions(Random(0), "teal", "circle", 2000)
-    there = [
-        (answer == "yes") != (re.search(r"\bnot?\b", question) is not None)
-        for question, answer in asked
-        if answer in ("yes", "no") and " shape" in question
-    ]
-    assert len(there) > len(asked) / 2
-    assert 0.45 < sum(there) / len(there) < 0.55
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (quick.quick_gelu, lambda x: x * mx.sigmoid(1.702 * x)),
+        (quick.silu, nn.silu),
+        (quick.gelu, nn.gelu),
+        (quick.softmax, lambda x: mx.softmax(x, axis=-1)),
+    ],
+)
+def test_quick_arithmetic_is_the_same_but_for_rounding(ours, theirs):
+    x, change = mx.random.normal((3, 7, 50)) * 5, mx.random.normal((3, 7, 50))
+    (y,), (slope,) = mx.vjp(ours, [x], [change])
+    (expected,), (expected_slope,) = mx.vjp(theirs, [x], [change])
+    assert mx.allclose(y, expected, atol=1e-5)
+    assert mx.allclose(slope, expected_slope, atol=1e-5)
 
 
-def test_a_text_is_asked_for_as_what_it_is():
-    ways = {
-        text: {questions.reading_questions(Random(n), text, "red")[0] for n in range(99)}
-        for text in ("12", "ALSO", "Q7")
-    }
-    for text, pairs in ways.items():
-        assert {answer for _, answer in pairs} == {text}
-        named = {word for question, _ in pairs for word in ("number", "word") if word in question}
-        assert named == {"12": {"number"}, "ALSO": {"word"}, "Q7": set()}[text]
+@pytest.mark.parametrize("mask", [None, "causal"])
+def test_quick_attention_is_the_same_but_for_rounding(mask):
+    q, k, v = (mx.random.normal((2, 4, 9, 8)) for _ in range(3))
+    theirs = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=mask)
+    assert mx.allclose(quick.attention(q, k, v, scale=0.3, mask=mask), theirs, atol=1e-5)
 
 
-def test_words_held_out_are_never_learned():
-    assert not set(words.HELD_OUT) & set(words.LEARNED)
-    assert len(words.HELD_OUT) > 50
-    assert {len(word) for word in words.WORDS} == {3, 4, 5}
-    assert not set(pictures.TRAIN_PHOTOS) & set(pictures.TEST_PHOTOS)
+def test_a_patch_embedding_is_a_matrix_product():
+    pixels, weight = mx.random.normal((2, 24, 36, 3)), mx.random.normal((5, 12, 12, 3))
+    expected = mx.conv2d(pixels, weight, stride=12)
+    assert mx.allclose(quick.patch_products(pixels, weight, 12), expected, atol=1e-4)
 
 
-def test_the_tokenizer_has_whole_words_and_spells_the_rest(tmp_path):
-    from tokenizers import Tokenizer
+def test_the_cross_entropy_of_shares():
+    scores, shares = mx.random.normal((4, 6)), mx.softmax(mx.random.normal((4, 6)), axis=-1)
 
-    size = start.write_tokenizer(tmp_path, ["what", "circle"])
-    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert tokenizer.get_vocab_size() == size
-    for text, tokens in {"what circle": 2, " circle": 1, "WORD": 4, " 408": 4, "é": 2}.items():
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        assert (len(ids), tokenizer.decode(ids)) == (tokens, text)
+    def plain(x):
+        return -(shares * nn.log_softmax(x, axis=-1)).sum()
+
+    value, slope = mx.value_and_grad(lambda x: quick.cross_entropy(x, shares).sum())(scores)
+    expected, expected_slope = mx.value_and_grad(plain)(scores)
+    assert mx.allclose(value, expected, atol=1e-5)
+    assert mx.allclose(slope, expected_slope, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["instruct", "together", "longer", "colors", "polish", "router"])
+def test_the_tokenizer_folds_questions_and_spells_what_is_read(tmp_path):
+    from transformers import AutoTokenizer
+
+    size = start.write_tokenizer(tmp_path, start.vocabulary())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer) == size
+
+    def asked(question):
+        messages = [{"role": "user", "content": question}]
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    assert asked("What Color IS it?") == asked("what color is it?") == "USER:_what_color_is_it? ASSISTANT:"
+    assert asked("<image>\nRead it.") == "USER:_<image>_read_it. ASSISTANT:"
+    tokens = {"_what_color": 2, " a red circle": 3, " WORD": 5, " 408": 4, " color": 6, "_zyx": 4, " I see no text.": 5}
+    for text, count in tokens.items():
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert (len(ids), tokenizer.decode(ids)) == (count, text)
+
+
+def test_random_weights_depend_on_their_names_alone():
+    weight = mx.zeros((8, 4))
+    a, b, again = (start.initial(f"language_model.{name}.weight", weight) for name in "aba")
+    assert mx.array_equal(a, again)
+    assert not mx.array_equal(a, b)
+    assert math.isclose(mx.var(start.initial("projector.x.weight", mx.zeros((64, 64)))).item(), 1 / 64, rel_tol=0.2)
+
+
+def test_heads_begin_by_looking_at_neighbours():
+    side, D, width = 10, 128, 32
+    x = beginning.places(mx.zeros((side**2 + 1, D)))[1:]
+    queries, keys = (
+        mx.unflatten(x @ beginning.looking(mx.zeros((D, D)), offsets).T, -1, (4, width)).swapaxes(0, 1)
+        for offsets in (beginning.OFFSETS, [(0, 0)] * 4)
+    )
+    seen = (queries @ keys.swapaxes(-1, -2)).argmax(axis=-1)
+    for head, (down, right) in enumerate(beginning.OFFSETS):
+        for row, column in ((1, 1), (5, 4), (8, 8)):
+            assert divmod(seen[head, row * side + column].item(), side) == (row + down, column + right)
+
+
+@pytest.mark.parametrize("name", ["instruct", "together", "longer", "router"])
 def test_the_options_are_those_of_the_command(name):
     parser = router_parser("p") if name == "router" else instruct_parser("p")
     file = RECIPE / f"{name}.yaml"
@@ -122,6 +173,10 @@ def test_the_options_are_those_of_the_command(name):
     options = yaml.safe_load(file.read_text())
     assert options == {option: args[option.replace("-", "_")] for option in options}
     assert args["batch_size"] == 32
+
+
+def test_seeds_stand_in_the_files():
+    assert (start.SEED, book.SEED, exam.SEED) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("script", sorted(file.stem for file in RECIPE.glob("*.py")))

@@ -6,7 +6,7 @@ import shlex
 from ..weights.demo import DEMO, demo_model
 from .parser import Parser, run
 
-QUESTIONS = ("what shape is in the image?", "what is written?")
+QUESTIONS = ("What shape is this?", "What is written?", "What is in this image?")
 
 
 def main(arguments: list[str] | None = None, prog: str = "avg-mlx demo") -> int:

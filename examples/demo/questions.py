@@ -1,366 +1,136 @@
-"""The demo's questions: easy-VQA's, and reading.
+"""What is asked about a picture, and the answers, which follow from what was drawn."""
 
-    python examples/demo/questions.py build/demo
-
-writes mix.json, colors.json, more.json and lines.json, to train the model on, router.json and validation.jsonl, for its
-router, and files of questions never trained on.
-"""
-
-import json
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections import Counter
 from random import Random
 
-from pictures import (
-    COLORS,
-    SHAPES,
-    SIDE,
-    TEST_PHOTOS,
-    TRAIN_PHOTOS,
-    Writer,
-    any_color,
-    draw_shape,
-    package_folder,
-    pale,
-    photo_crop,
-    photos,
-)
-from PIL import Image
-from words import HELD_OUT, LEARNED, WORDS
+from palette import NAMES as COLORS
+from pictures import SHAPES, Scene, Thing
+from wordings import EMPTY, LEARN, OUTSIDE, ask, ask_outside, filled, wordings
+from words import DIGITS
 
-READ_NUMBER = ("what number is written?", "what number is in the image?", "which number is it?", "read the number.")
-READ_WORD = ("what word is written?", "what word is in the image?", "which word is it?", "read the word.")
-READ_TEXT = ("what is written?", "what does it say?", "read the text.", "what is the text in the image?")
-TEXT_COLOR = ("what color is the text?", "what is the color of the text?")
-ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-SIZES = ((128, 128), (128, 128), (128, 64), (64, 128))  # (width, height) of one picture in ten
-FOR_THE_ROUTER = 300  # of easy-VQA's training images: the language model does not learn them
-SEED = 0
-
-Pairs = list[tuple[str, str]]  # questions and answers
+Pair = tuple[str, str]  # question and answer
+ASKED = ("shape", "color", "present", "is", "count", "read", "text color", "text present", "describe", "outside")
 
 
-def easy_vqa(part: str) -> dict[int, Pairs]:
-    """{number of the image: what is asked about it}."""
-    asked: dict[int, Pairs] = {}
-    for question, answer, image in json.loads((_easy_vqa_folder(part) / "questions.json").read_text()):
-        asked.setdefault(image, []).append((question, answer))
-    return asked
+class Asker:
+    """Asks about one picture, in the wordings of one part."""
 
+    def __init__(self, scene: Scene, rng: Random, part: str = LEARN):
+        self.shapes, self.texts, self.rng, self.part = scene.shapes, scene.texts, rng, part
 
-def easy_vqa_image(part: str, number: int) -> Image.Image:
-    return Image.open(_easy_vqa_folder(part) / "images" / f"{number}.png").convert("RGB")
+    def ask(self, kind: str) -> Pair:
+        """A question of one of the kinds ASKED."""
+        return getattr(self, f"_{kind.replace(' ', '_')}")()
 
+    def _say(self, kind: str, answer: str, **names: str) -> Pair:
+        return ask(self.rng, kind, self.part, **names), answer
 
-def _easy_vqa_folder(part: str) -> Path:
-    return package_folder("easy_vqa") / "data" / part
+    def _none(self, thing: str) -> str:
+        """The answer about something that is not there."""
+        return f"I see no {thing}." if self.shapes or self.texts else EMPTY
 
-
-def shape_questions(rng: Random, color: str, shape: str, count: int) -> Pairs:
-    """Questions as easy-VQA asks them."""
-    pairs = []
-    for _ in range(count):
-        kind = rng.random()
-        if kind < 0.25:
-            ways = ("what shape is in the image?", "what shape does the image contain?", "what shape is present?")
-            pairs.append((rng.choice([*ways, f"what is the {color} shape?"]), shape))
-        elif kind < 0.5:
-            thing = rng.choice([shape, "shape"])
-            pairs.append((rng.choice([f"what color is the {thing}?", f"what is the color of the {thing}?"]), color))
-        else:
-            others = rng.choice(SHAPES), f"{rng.choice(list(COLORS))} shape"
-            thing = rng.choice([others[0], shape, others[1], f"{color} shape"])
-            pairs.append(presence_question(rng, thing, thing in (shape, f"{color} shape")))
-    return pairs
-
-
-def color_questions(rng: Random, color: str, shape: str, count: int) -> Pairs:
-    """Mostly whether there is a shape of some colour, which there is as often as not."""
-    pairs = []
-    for _ in range(count):
-        if rng.random() < 0.3:
-            pairs += shape_questions(rng, color, shape, 1)
-        else:
-            asked = color if rng.random() < 0.5 else rng.choice([other for other in COLORS if other != color])
-            pairs.append(presence_question(rng, f"{asked} shape", asked == color))
-    return pairs
-
-
-def presence_question(rng: Random, thing: str, here: bool) -> tuple[str, str]:
-    negated = rng.random() < 0.4
-    no = "not " if negated else ""
-    ways = (
-        f"is there {no}a {thing}?",
-        f"is there {no}a {thing} in the image?",
-        f"does the image {no}contain a {thing}?",
-        f"is {'no' if negated else 'a'} {thing} present?",
-    )
-    return rng.choice(ways), "yes" if here != negated else "no"
-
-
-def reading_questions(rng: Random, text: str, color: str) -> Pairs:
-    kind = READ_NUMBER if text.isdigit() else READ_WORD if text in WORDS else ()
-    pairs = [(rng.choice(READ_TEXT + kind), text)]
-    return pairs + ([(rng.choice(TEXT_COLOR), color)] if rng.random() < 0.3 else [])
-
-
-def short_text(rng: Random, words: list[str]) -> str:
-    """A number of one to four digits, or a word."""
-    return str(rng.randint(0, 10 ** rng.randint(1, 4) - 1)) if rng.random() < 0.5 else rng.choice(words)
-
-
-def random_text(rng: Random, lengths: Sequence[int] = (2, 3, 4, 5)) -> str:
-    """Letters and digits that mean nothing: what is read, not guessed."""
-    return "".join(rng.choices(ALPHABET, k=rng.choice(lengths)))
-
-
-class Book:
-    """Pictures with the conversations about them, in a folder and a JSON file of one name."""
-
-    def __init__(self, folder: Path, name: str, photo_names: tuple[str, ...], words: list[str]):
-        self.folder, self.name, self.words = folder, name, words
-        self.rng, self.writer, self.photos = Random(f"{name} {SEED}"), Writer(), photos(photo_names)
-        self.samples: list[dict] = []
-        (folder / name).mkdir(parents=True, exist_ok=True)
-
-    def easy_vqa_pages(self, numbers: list[int], turns: int) -> None:
-        """easy-VQA's questions about some of its training images, `turns` of them to a conversation."""
-        asked = easy_vqa("train")
-        (self.folder / "easy_vqa").mkdir(exist_ok=True)
-        for number in numbers:
-            file = f"easy_vqa/{number}.png"
-            easy_vqa_image("train", number).save(self.folder / file)
-            pairs = self.rng.sample(asked[number], len(asked[number]))
-            for start in range(0, len(pairs), turns):
-                self._tell(file, pairs[start : start + turns])
-
-    def shape_page(self, questions: int, ask: Callable[[Random, str, str, int], Pairs] = shape_questions) -> None:
-        """A shape by itself."""
-        size, color, shape = self._size(), self.rng.choice(list(COLORS)), self.rng.choice(SHAPES)
-        image = Image.new("RGB", size, pale(self.rng))
-        draw_shape(image, self.rng, color, shape, 0, size[1], scale_of(size))
-        self._add(image, ask(self.rng, color, shape, questions))
-
-    def mixed_page(self, questions: int) -> None:
-        """A shape and a text, and questions about both in any order."""
-        image, shape, ink, color, text = self._mixed(self._size())
-        pairs = shape_questions(self.rng, color, shape, questions) + reading_questions(self.rng, text, ink)
-        self._add(image, self.rng.sample(pairs, len(pairs)))
-
-    def twofold_page(self, small: bool = False) -> None:
-        """A shape and a text, a question about the one and a question about the other."""
-        image, shape, ink, color, text = self._mixed((SIDE, SIDE) if small else self._size())
-        pairs = shape_questions(self.rng, color, shape, 1) + reading_questions(self.rng, text, ink)[:1]
-        self._add(image, pairs)
-
-    def _mixed(self, size: tuple[int, int]) -> tuple[Image.Image, str, str, str, str]:
-        """(picture, shape, the text's colour, the shape's, text)."""
+    def _shape(self) -> Pair:
+        """Which shape the only one is, or the only one of a colour."""
         rng = self.rng
-        color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
-        image, half = Image.new("RGB", size, pale(rng)), size[1] // 2
-        text, above = short_text(rng, self.words), rng.random() < 0.5
-        halves = [(0, half), (half, size[1])]
-        draw_shape(image, rng, color, shape, *halves[above], scale=scale_of(size))
-        ink = self.writer.write(image, rng, text, *halves[not above], scale=scale_of(size))[0].color
-        return image, shape, ink, color, text
+        here = sorted({shape.color for shape in self.shapes})
+        color = rng.choice(here) if here and rng.random() < 0.9 else rng.choice(COLORS)
+        found = [shape.name for shape in self.shapes if shape.color == color]
+        if len(self.shapes) > 1 or rng.random() < 0.25:
+            answer = listed(found) if found else self._none(f"{color} shape")
+            return self._say("shape of color", answer, color=color)
+        return self._say("shape", listed([shape.name for shape in self.shapes]) or self._none("shape"))
 
-    def reading_page(self, lines: int = 1, meaningless: float = 0.0) -> None:
-        """One or more lines of text, to be read from top to bottom; so many of them are random."""
-        rng, size = self.rng, self._size()
-        image, texts, height = self._background(size), [], size[1] // lines
-        for line in range(lines):
-            texts.append(random_text(rng) if rng.random() < meaningless else short_text(rng, self.words))
-            place = line * height, (line + 1) * height
-            color = self.writer.write(image, rng, texts[-1], *place, scale=scale_of(size))[0].color
-        if lines == 1:
-            self._add(image, reading_questions(rng, texts[0], color))
-        else:
-            self._add(image, [(rng.choice(READ_TEXT), " ".join(texts))])
+    def _color(self) -> Pair:
+        """The colour of the only shape, or the only one of a kind."""
+        rng = self.rng
+        kinds = [shape.name for shape in self.shapes]
+        kind = rng.choice(kinds) if kinds and rng.random() < 0.85 else rng.choice(SHAPES)
+        found = [shape.color for shape in self.shapes if shape.name == kind]
+        if len(kinds) > 1 or rng.random() < 0.5:
+            return self._say("color of shape", listed(found) or self._none(kind), shape=kind)
+        return self._say("color", listed([shape.color for shape in self.shapes]) or self._none("shape"))
 
-    def word_page(self) -> None:
-        """A word in a small square picture."""
-        image, word = self._background((SIDE, SIDE)), self.rng.choice(self.words)
-        color = self.writer.write(image, self.rng, word, 0, SIDE)[0].color
-        self._add(image, reading_questions(self.rng, word, color))
+    def _present(self) -> Pair:
+        """Whether something is there, which it is as often as not; sometimes denied, as easy-VQA does."""
+        here = {way for shape in self.shapes for way in ways_to_call(shape.name, shape.color)}
+        away = sorted({way for name in SHAPES for color in COLORS for way in ways_to_call(name, color)} - here)
+        if here and self.rng.random() < 0.6:  # one of its properties is there
+            words = {word for way in here for word in way.split()} - {"shape"}
+            away = [way for way in away if words & set(way.split())] or away
+        is_here = bool(here) and self.rng.random() < 0.5
+        thing = self.rng.choice(sorted(here) if is_here else away)
+        if self.rng.random() < 0.15:
+            return self._say("absent", yes_or_no(not is_here), thing=thing)
+        return self._say("present", yes_or_no(is_here), thing=thing)
 
-    def save(self) -> None:
-        (self.folder / f"{self.name}.json").write_text(json.dumps(self.samples))
-        print(f"{self.name}: {len(self.samples)} samples")
+    def _is(self) -> Pair:
+        """Whether the only shape, or the only one of its kind, is what it is said to be."""
+        rng = self.rng
+        alone = [shape for shape in self.shapes if [s.name for s in self.shapes].count(shape.name) == 1]
+        if not alone:
+            return self._present()
+        shape = rng.choice(alone)
+        kind = "is color" if len(self.shapes) > 1 or rng.random() < 0.4 else "is shape"
+        question, said = rng.choice(wordings(kind, self.part)), {"shape": shape.name, "color": shape.color}
+        told = [name for name in said if f"{{{name}}}" in question and (kind, name) != ("is color", "shape")]
+        true = rng.random() < 0.5
+        if not true:
+            wrong = rng.choice(told)
+            said[wrong] = other_than(rng, {"shape": SHAPES, "color": COLORS}[wrong], said[wrong])
+        return filled(rng, question, self.part, **said), yes_or_no(true)
 
-    def _add(self, image: Image.Image, pairs: Pairs) -> None:
-        file = f"{self.name}/{len(self.samples)}.png"
-        image.save(self.folder / file, compress_level=1)
-        self._tell(file, pairs)
-
-    def _tell(self, file: str, pairs: Pairs) -> None:
-        turns = []
-        for n, (question, answer) in enumerate(pairs):
-            turns.append({"from": "human", "value": question if n else f"<image>\n{question}"})
-            turns.append({"from": "gpt", "value": answer})
-        self.samples.append({"id": f"{self.name}-{len(self.samples)}", "image": file, "conversations": turns})
-
-    def _background(self, size: tuple[int, int]) -> Image.Image:
+    def _count(self) -> Pair:
+        """How many shapes there are, of any kind, of one, or of a colour."""
         if self.rng.random() < 0.5:
-            return photo_crop(self.rng.choice(self.photos), self.rng, size)
-        return Image.new("RGB", size, pale(self.rng) if self.rng.random() < 0.6 else any_color(self.rng))
+            return self._say("count", str(len(self.shapes)))
+        names = Counter(shape.name for shape in self.shapes) + Counter(f"{s.color} shape" for s in self.shapes)
+        thing = self.rng.choice([*names, self.rng.choice(SHAPES), f"{self.rng.choice(COLORS)} shape"])
+        return self._say("count some", str(names[thing]), thing=thing)
 
-    def _size(self) -> tuple[int, int]:
-        """(width, height): mostly small and square."""
-        return (SIDE, SIDE) if self.rng.random() < 0.9 else self.rng.choice(SIZES)
+    def _read(self) -> Pair:
+        """What is written, sometimes asked for as the number or the word it is."""
+        if not self.texts:
+            return self._say("read", self._none("text"))
+        text = self.texts[0].text
+        kind = "number" if set(text) <= set(DIGITS) else "word" if text.isalpha() else None
+        return self._say(f"read {kind}" if kind and self.rng.random() < 0.3 else "read", text)
 
+    def _text_color(self) -> Pair:
+        return self._say("text color", self.texts[0].color if self.texts else self._none("text"))
 
-def scale_of(size: tuple[int, int]) -> int:
-    """How much larger than in a small picture things are drawn."""
-    return round((size[0] * size[1]) ** 0.5 / SIDE)
+    def _text_present(self) -> Pair:
+        return self._say("text present", yes_or_no(bool(self.texts)))
 
+    def _describe(self) -> Pair:
+        return self._say("describe", described(self.shapes, [text.text for text in self.texts]))
 
-def build_mix(folder: Path, name: str, color_pages: int = 0) -> None:
-    """What the model learns."""
-    book = Book(folder, name, TRAIN_PHOTOS, LEARNED)
-    book.easy_vqa_pages(sorted(easy_vqa("train"))[:-FOR_THE_ROUTER], 5)
-    for _ in range(10000):
-        book.mixed_page(4)
-    for _ in range(8000):
-        book.shape_page(6)
-    for _ in range(24000):
-        book.reading_page(book.rng.choice([1, 1, 2, 2, 3]), meaningless=0.6)
-    for _ in range(color_pages):
-        book.shape_page(8, color_questions)
-    book.rng.shuffle(book.samples)
-    book.save()
+    def _outside(self) -> Pair:
+        return ask_outside(self.rng, self.part), OUTSIDE
 
 
-def build_colors(folder: Path) -> None:
-    """Colours to compare, and some reading, lest it be forgotten."""
-    book = Book(folder, "colors", TRAIN_PHOTOS, LEARNED)
-    for _ in range(8000):
-        book.shape_page(8, color_questions)
-    for _ in range(2500):
-        book.reading_page(book.rng.choice([1, 1, 2, 2, 3]), meaningless=0.6)
-    book.rng.shuffle(book.samples)
-    book.save()
+def described(shapes: list[Thing], texts: list[str]) -> str:
+    """Shapes from left to right, then texts."""
+    parts = [f"{article(shape.color)} {shape.color} {shape.name}" for shape in shapes]
+    return listed(parts + [f"the text {text}" for text in texts]) or EMPTY
 
 
-def build_lines(folder: Path) -> None:
-    """Single lines above all, and some of everything else, lest it be forgotten."""
-    book = Book(folder, "lines", TRAIN_PHOTOS, LEARNED)
-    book.easy_vqa_pages(sorted(easy_vqa("train"))[:2000], 5)
-    for _ in range(30000):
-        book.reading_page(meaningless=0.4)
-    for _ in range(3000):
-        book.reading_page(book.rng.choice([2, 3]), meaningless=0.4)
-    for _ in range(6000):
-        book.mixed_page(4)
-    for _ in range(3000):
-        book.shape_page(6)
-    for _ in range(5000):
-        book.shape_page(8, color_questions)
-    book.rng.shuffle(book.samples)
-    book.save()
+def ways_to_call(name: str, color: str) -> tuple[str, str, str]:
+    """A shape by its kind, by its colour, by both."""
+    return name, f"{color} shape", f"{color} {name}"
 
 
-def build_router(folder: Path) -> None:
-    """What the router learns: one question a sample, about pictures that are new to the language model.
-
-    Half of them come in pairs about one picture, so that the picture alone does not tell how closely to look.
-    """
-    book = Book(folder, "router", TRAIN_PHOTOS, LEARNED)
-    book.easy_vqa_pages(sorted(easy_vqa("train"))[-FOR_THE_ROUTER:], 1)
-    for _ in range(1000):
-        book.reading_page()
-    for _ in range(2000):
-        book.twofold_page()
-    book.samples = [one for sample in book.samples for one in single_questions(sample)]
-    book.rng.shuffle(book.samples)
-    book.save()
+def listed(parts: list[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
 
 
-def question_of(turn: dict) -> str:
-    return turn["value"].removeprefix("<image>\n")
+def article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
-def single_questions(sample: dict) -> list[dict]:
-    """A conversation's questions, each by itself."""
-    turns = sample["conversations"]
-    return [
-        {
-            **sample,
-            "id": f"{sample['id']}-{n // 2}",
-            "conversations": [{"from": "human", "value": f"<image>\n{question_of(turns[n])}"}, turns[n + 1]],
-        }
-        for n in range(0, len(turns), 2)
-    ]
+def yes_or_no(true: bool) -> str:
+    return "yes" if true else "no"
 
 
-def build_validation(folder: Path) -> None:
-    """Questions to choose the router's token cost by: as the tests', over the photographs that are trained on."""
-    book = Book(folder, "validation", TRAIN_PHOTOS, LEARNED)
-    for _ in range(400):
-        book.reading_page()
-    asked = [_question(sample, "word") for sample in book.samples]
-    for _ in range(400):
-        book.twofold_page()
-        asked += [_question(book.samples[-1], about) for about in ("shape", "text")]
-    write_lines(folder / "validation.jsonl", asked)
-
-
-def build_tests(folder: Path) -> None:
-    """Questions never trained on, over other photographs; `new word` are words that no training picture shows."""
-    shapes = []
-    (folder / "easy_vqa_test").mkdir(parents=True, exist_ok=True)
-    for number, pairs in sorted(easy_vqa("test").items()):
-        file = f"easy_vqa_test/{number}.png"
-        easy_vqa_image("test", number).save(folder / file)
-        for question, answer in pairs:
-            category = "yes/no" if answer in ("yes", "no") else "shape" if answer in SHAPES else "color"
-            shapes.append({"image": file, "question": question, "answer": answer, "category": category})
-    known = Book(folder, "reading_test", TEST_PHOTOS, LEARNED)
-    for _ in range(800):
-        known.reading_page()
-    new = Book(folder, "new_words_test", TEST_PHOTOS, HELD_OUT)
-    for _ in range(200):
-        new.word_page()
-    reading = [_question(sample, "word") for sample in known.samples]
-    reading += [_question(sample, "new word") for sample in new.samples]
-    write_lines(folder / "test_easy_vqa.jsonl", shapes)
-    write_lines(folder / "test_reading.jsonl", reading)
-    twofold = Book(folder, "twofold_test", TEST_PHOTOS, LEARNED)
-    for _ in range(300):
-        twofold.twofold_page(small=True)
-    asked = [_question(sample, about) for sample in twofold.samples for about in ("shape", "text")]
-    write_lines(folder / "test_twofold.jsonl", asked)
-    write_lines(folder / "test.jsonl", shapes + reading)  # last: the Makefile takes it for the sign that all is there
-
-
-def _question(sample: dict, category: str) -> dict:
-    first = 2 if category == "text" else 0  # of a twofold page
-    turns = sample["conversations"][first : first + 2]
-    question, answer = question_of(turns[0]), turns[1]["value"]
-    if category == "word" and answer.isdigit():
-        category = "number"
-    return {"image": sample["image"], "question": question, "answer": answer, "category": category}
-
-
-def write_lines(file: Path, records: list[dict]) -> None:
-    lines = [json.dumps({"id": f"{file.stem}-{n}", **record}) for n, record in enumerate(records)]
-    file.write_text("\n".join(lines) + "\n")
-    print(f"{file.name}: {len(records)} questions")
-
-
-def vocabulary() -> list[str]:
-    """Words that are one token each; all else is spelled."""
-    texts = [*READ_NUMBER, *READ_WORD, *READ_TEXT, *TEXT_COLOR, "white describe USER ASSISTANT"]
-    texts += [f"{question} {answer}" for pairs in easy_vqa("train").values() for question, answer in pairs]
-    return sorted({word for text in texts for word in text.replace("?", "").replace(".", "").split()})
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    build_mix(target, "mix")
-    build_colors(target)
-    build_mix(target, "more", color_pages=8000)
-    build_lines(target)
-    build_router(target)
-    build_validation(target)
-    build_tests(target)
+def other_than(rng: Random, names: tuple[str, ...], name: str) -> str:
+    return rng.choice([other for other in names if other != name])

@@ -8,7 +8,9 @@ import shutil
 import sys
 from pathlib import Path
 
-EVERY = {"test_easy_vqa.jsonl": (240, 1), "test_twofold.jsonl": (30, 2)}  # of so many questions, the first so many
+from PIL import Image
+
+EVERY = {"test.jsonl": (150, 1), "test_twofold.jsonl": (30, 2)}  # of so many questions, the first so many
 
 
 def main(build: Path, folder: Path) -> None:
@@ -16,6 +18,7 @@ def main(build: Path, folder: Path) -> None:
     chosen = []
     for name, (step, together) in EVERY.items():
         records = [json.loads(line) for line in (build / name).read_text().splitlines()]
+        records = [record for record in records if is_drawn(build / record["image"])]
         chosen += [record for n in range(0, len(records), step) for record in records[n : n + together]]
     for record in chosen:
         file = record["image"].replace("/", "-")
@@ -23,6 +26,12 @@ def main(build: Path, folder: Path) -> None:
         record["image"] = file
     (folder / "questions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in chosen))
     print(f"{len(chosen)} questions")
+
+
+def is_drawn(file: Path) -> bool:
+    """Whether a picture is small and has few colours, as photographs do not."""
+    with Image.open(file) as image:
+        return file.suffix == ".png" and max(image.size) <= 320 and image.convert("RGB").getcolors(256) is not None
 
 
 if __name__ == "__main__":

@@ -6,22 +6,25 @@ python examples/demo/start.py build/demo/start
 import json
 import math
 import sys
+import zlib
 from pathlib import Path
 
+import beginning
 import mlx.core as mx
 from mlx.utils import tree_map_with_path
-from questions import SEED, vocabulary
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from wordings import ANSWER_WORDS, question_words
 
 from avg_mlx.config import Config
 from avg_mlx.model.avg_llava import Model
 from avg_mlx.model.inventory import tensors_of
 
-CROP = 64  # pixels: a small picture is one crop
+SEED = 0
+CROP = 120  # pixels
 CONFIG = {
     "model_type": "llava_llama",
     "hidden_size": 128,
-    "intermediate_size": 352,
+    "intermediate_size": 384,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -33,12 +36,13 @@ CONFIG = {
     "eos_token_id": 2,
     "pad_token_id": 0,
     "image_aspect_ratio": "anyres",
-    "image_grid_pinpoints": [[CROP, CROP], [CROP, 2 * CROP], [2 * CROP, CROP], [2 * CROP, 2 * CROP]],
+    # A square picture is one crop beside the whole, others are two, so that their letters are no smaller.
+    "image_grid_pinpoints": [[CROP, CROP], [2 * CROP, CROP], [CROP, 2 * CROP]],
     "mm_patch_merge_type": "spatial_unpad",
     "mm_projector_type": "mlp2x_gelu",
     "mm_vision_select_layer": -1,
     "mm_vision_select_feature": "patch",
-    "vis_token_granularity": [1, 4, 16, 32, 64],
+    "vis_token_granularity": [1, 4, 25, 50, 100],
     "filtered_text_num": 16,
     "router_select": False,
     "torch_dtype": "float32",
@@ -48,33 +52,41 @@ CONFIG = {
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "image_size": CROP,
-        "patch_size": 8,
+        "patch_size": 12,
         "hidden_act": "quick_gelu",
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.3, 0.3, 0.3],
     },
 }
 
-# As vicuna_v1, without its system sentence, which a small model has no use for.
+# As vicuna_v1, without its system sentence, which a small model has no use for. Questions are folded to lower case, and
+# their words begin with "_": a word of a question is one token, while a text that is read, and may be that very word,
+# is spelled.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] }} "
-    "{% elif message['role'] == 'user' %}USER: {{ message['content'] }} "
+    "{% elif message['role'] == 'user' %}"
+    "USER:_{{ message['content'] | trim | lower | replace('\\n', '_') | replace(' ', '_') }} "
     "{% else %}ASSISTANT: {{ message['content'] }}{{ eos_token }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
 
+def vocabulary() -> list[str]:
+    """Words that are one token each; all else is spelled."""
+    return ["USER", "ASSISTANT", *(f"_{word}" for word in question_words()), *(f"Ġ{word}" for word in ANSWER_WORDS)]
+
+
 def write_tokenizer(folder: Path, words: list[str]) -> int:
-    """A tokenizer of `words`, each with its leading space and without, and of bytes for all else; returns its size."""
+    """A tokenizer of `words`, and of bytes for all else; returns its size."""
     specials = ["<pad>", "<s>", "</s>"]
     pieces = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    pieces += [piece for word in words for piece in (word, f"Ġ{word}") if piece not in pieces]
+    pieces += sorted(set(words) - set(pieces))
     tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r" ?\p{L}+| ?[^\s\p{L}]|\s"), "isolated"),
+            pre_tokenizers.Split(Regex(r"[ _]?\p{L}+| ?[^\s\p{L}]|\s"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -102,7 +114,6 @@ def write_model(folder: Path) -> None:
     """A folder as `convert` makes them, with random weights and no router yet; it appears when it is complete."""
     partial = folder.with_name(f"{folder.name}.partial")
     config = {**CONFIG, "vocab_size": write_tokenizer(partial, vocabulary())}
-    mx.random.seed(SEED)
     model = Model(Config.from_dict(config))
     model.update(tree_map_with_path(initial, model.parameters()))
     mx.save_safetensors(str(partial / "model.safetensors"), tensors_of(model), metadata={"format": "mlx"})
@@ -111,15 +122,21 @@ def write_model(folder: Path) -> None:
 
 
 def initial(name: str, array: mx.array) -> mx.array:
-    """Normal weights of variance 1 / inputs, less where they feed a residual stream; norms and biases as they are."""
+    """Normal weights of variance 1 / inputs, less where they feed a residual stream; norms of one, biases of zero.
+
+    A tensor's weights depend on its name and shape alone. beginning.py says how the tower begins.
+    """
+    key = mx.random.key(SEED + zlib.crc32(name.encode()))
+    if name == "vision_tower.position_embedding":
+        return beginning.places(array)
     if name.endswith(("embedding", "embed_tokens.weight", "image_newline")):
-        places = name.startswith("vision_tower")  # beside patches, whose embeddings are of that size
-        return mx.random.normal(array.shape) * (0.5 if places else array.shape[-1] ** -0.5)
-    if array.ndim < 2 or "norm" in name:
-        return array
+        return mx.random.normal(array.shape, key=key) * array.shape[-1] ** -0.5
+    if array.ndim < 2:
+        return mx.zeros_like(array) if name.endswith("bias") else array
     layers = (CONFIG["vision_config"] if name.startswith("vision_tower") else CONFIG)["num_hidden_layers"]
     feeds = name.endswith(("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight"))
-    return mx.random.normal(array.shape) / math.sqrt(array[0].size * (2 * layers if feeds else 1))
+    weights = mx.random.normal(array.shape, key=key) / math.sqrt(array[0].size * (2 * layers if feeds else 1))
+    return beginning.adapted(name, weights)
 
 
 if __name__ == "__main__":

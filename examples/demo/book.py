@@ -1,6 +1,6 @@
 """Draws what the model learns: pictures, and conversations about them in LLaVA's format.
 
-    python examples/demo_next/book.py build/demo_next
+    python examples/demo/book.py build/demo
 
 writes mix.json, late.json and last.json for the language model, router.json for the router, and their pictures.
 """

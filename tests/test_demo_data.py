@@ -1,4 +1,4 @@
-"""What examples/demo_next draws and asks: answers follow from the pictures, and no test is like a lesson."""
+"""What examples/demo draws and asks: answers follow from the pictures, and no test is like a lesson."""
 
 import itertools
 import re
@@ -197,10 +197,10 @@ def test_parts_are_told_in_plain_english():
 
 def test_drawing_depends_on_the_seed_alone(tmp_path):
     for number in range(3):
-        first, again = (book.page(tmp_path / folder, "mix", number) for folder in "ab")
+        first, again = (book.page(tmp_path / folder, book.MIX, number) for folder in "ab")
         assert first == again
         assert (tmp_path / "a" / first["image"]).read_bytes() == (tmp_path / "b" / again["image"]).read_bytes()
-    assert book.page(tmp_path, "mix", 1)["conversations"] != book.page(tmp_path, "router", 1)["conversations"]
+    assert book.page(tmp_path, book.MIX, 1)["conversations"] != book.page(tmp_path, book.ROUTER, 1)["conversations"]
 
 
 def test_sizes_and_proportions_are_covered(lessons, exam):

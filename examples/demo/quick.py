@@ -1,6 +1,6 @@
 """The commands of avg-mlx with NumPy's exponentials: on a CPU, a small model trains in half the time.
 
-    python examples/demo_next/quick.py train instruct …
+    python examples/demo/quick.py train instruct …
 
 MLX's CPU backend takes 15 to 30 ns for every exp or erf, which is most of a small model's training; NumPy's vector
 instructions take one. The results differ by rounding only. What is trained is an ordinary model: nothing of this is

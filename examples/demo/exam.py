@@ -1,6 +1,6 @@
 """Draws the tests, and a smaller validation set like them: files of questions in the format of avg-mlx evaluate.
 
-    python examples/demo_next/exam.py build/demo_next
+    python examples/demo/exam.py build/demo
 
 The tests ask in wordings, about words and over photographs that no training data has, in other paints; the validation
 set, by which anything may be chosen, asks as the training data does. Both depend on seeds alone.
