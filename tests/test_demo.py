@@ -5,8 +5,10 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from avg_mlx import evaluate, generate, load, read_questions
 from avg_mlx.cli import demo as demo_verb
@@ -15,8 +17,12 @@ from avg_mlx.weights.demo import demo_model
 
 SAMPLE = ROOT / "tests" / "demo"
 PICTURE = demo_model() / "sign.png"
-SHAPE, TEXT = "what shape is in the image?", "what is written?"
-ONE_QUESTION = 1 / 81  # of the sample: as much as another device's rounding may move
+SHAPE, TEXT, OPEN = demo_verb.QUESTIONS
+UNKNOWN, OUTSIDE = "I see no shape or text that I know.", "I only know shapes, colours and short texts."
+
+
+def plain(answer):
+    return answer.strip().rstrip(".").lower()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def test_it_is_small_and_whole(demo):
 def test_without_a_model_it_answers_and_says_so(tmp_path):
     command = [sys.executable, ROOT / "generate.py", "--image", PICTURE, "--prompt", SHAPE]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert (done.returncode, done.stdout.strip()) == (0, "triangle")
+    assert (done.returncode, done.stdout.strip()) == (0, "rectangle")
     line, *summary = done.stderr.splitlines()
     assert "demo model" in line
     assert "avg-mlx convert --hf-path zhibinlan/AVG-LLaVA" in line
@@ -64,9 +70,9 @@ def test_it_has_a_name(tmp_path, monkeypatch, capsys):
     (tmp_path / "demo").mkdir()  # whatever lies about, the name stands for the demo model
     assert main(["--model", "demo", "--image", str(PICTURE), "--prompt", SHAPE, "--json", "--quiet"]) == 0
     out, err = capsys.readouterr()
-    assert (json.loads(out)["text"].strip(), json.loads(out)["model"], err) == ("triangle", "demo", "")
+    assert (json.loads(out)["text"].strip(), json.loads(out)["model"], err) == ("rectangle", "demo", "")
     assert main(["--image", str(PICTURE), "--prompt", SHAPE, "--quiet"]) == 0
-    assert capsys.readouterr().out.strip() == "triangle"
+    assert capsys.readouterr().out.strip() == "rectangle"
     assert main(["--model", "./demo", "--prompt", "Why?"]) == 2
     assert "demo is not a model folder" in capsys.readouterr().err
 
@@ -97,35 +103,53 @@ def test_its_verb_takes_another_picture(capfd):
 
 def test_the_question_decides_how_closely_it_looks(demo):
     shape, text = (generate(*demo, question, PICTURE) for question in (SHAPE, TEXT))
-    assert (shape.text.strip(), text.text.strip()) == ("triangle", "5185")
+    assert (shape.text.strip(), text.text.strip()) == ("rectangle", "4660")
     assert shape.views[0].granularity < text.views[0].granularity
 
 
-def test_the_reduced_table_is_made_again(evaluated):
+def test_the_reduced_table_is_made_again(sample, evaluated):
     summary, _ = evaluated
     kept = json.loads((SAMPLE / "summary.json").read_text())
-    assert summary["questions"] == kept["questions"] == 81
+    assert summary["questions"] == kept["questions"] == len(sample)
     assert summary["modes"].keys() == kept["modes"].keys()
     for mode, one in summary["modes"].items():
-        assert one["accuracy"] == pytest.approx(kept["modes"][mode]["accuracy"], abs=ONE_QUESTION + 1e-9), mode
+        assert one["accuracy"] == pytest.approx(kept["modes"][mode]["accuracy"], abs=1.001 / len(sample)), mode  # another device rounds
         if mode.isdecimal():
             assert one["visual_tokens"] == kept["modes"][mode]["visual_tokens"]
 
 
 def test_the_metric_is_what_it_says(demo, sample, evaluated):
-    """Counted by hand: the answers here are single words, which equal or do not."""
+    """Counted by hand: an answer equals one that is accepted, or does not."""
     right = 0
     for question in sample:
         answer = generate(*demo, question.question, question.file)
-        right += answer.text.strip().lower() == question.answers[0].lower()
+        right += plain(answer.text) in map(plain, question.answers)
     assert evaluated[0]["modes"]["adaptive"]["correct"] == right
     assert 0 < right < len(sample) + 1
 
 
 def test_the_router_saves_most_tokens_on_shapes(evaluated):
-    taken = {"easy_vqa": [], "text": []}
+    taken = {"seen": [], "read": []}
     for line in evaluated[1]:
-        kind = "text" if line["category"] == "text" else "easy_vqa"
+        kind = "read" if line["category"].startswith(("reading", "text")) else "seen"
         taken[kind].append(line["chosen"]["adaptive"])
     mean = {kind: sum(chosen) / len(chosen) for kind, chosen in taken.items()}
-    assert mean["easy_vqa"] < mean["text"]
+    assert mean["seen"] < mean["read"]
+
+
+@pytest.mark.parametrize(
+    "question", ["WHAT SHAPE IS THIS?", "what shape is this", "Which shape is in the picture?", "What color is the shape?"]
+)
+def test_it_is_asked_in_any_words(demo, question):
+    assert plain(generate(*demo, question, PICTURE).text) == ("yellow" if "color" in question else "rectangle")
+
+
+def test_it_says_what_is_there(demo):
+    assert plain(generate(*demo, OPEN, PICTURE).text) == "a yellow rectangle and the text 4660"
+
+
+def test_it_says_what_it_does_not_know(demo):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8))
+    assert generate(*demo, OPEN, noise).text.strip() == UNKNOWN
+    for question in ("Who painted this?", "Write a poem.", "Is the man happy?"):
+        assert generate(*demo, question, PICTURE).text.strip() == OUTSIDE

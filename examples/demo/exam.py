@@ -183,9 +183,8 @@ def build(folder: Path) -> None:
     trial = Exam(folder, "validation", LEARN, TRAIN_PHOTOS, PAINTS, LEARNED)
     write_lines(folder / "validation.jsonl", list(trial.questions({name: n // 5 for name, n in COUNTS.items()})))
     write_lines(folder / "test_twofold.jsonl", list(test.twofold(300)))
-    world = list(test.questions(COUNTS))
-    write_lines(folder / "test_world.jsonl", world)
-    write_lines(folder / "test.jsonl", world + list(easy_vqa_questions(folder)))
+    write_lines(folder / "test_easy_vqa.jsonl", list(easy_vqa_questions(folder)))
+    write_lines(folder / "test.jsonl", list(test.questions(COUNTS)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 
-EVERY = {"test.jsonl": (150, 1), "test_twofold.jsonl": (30, 2)}  # of so many questions, the first so many
+EVERY = {  # of so many questions, the first so many
+    "test.jsonl": (20, 1),
+    "test_easy_vqa.jsonl": (400, 1),
+    "test_twofold.jsonl": (30, 2),
+}
 
 
 def main(build: Path, folder: Path) -> None:
