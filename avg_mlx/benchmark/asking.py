@@ -40,8 +40,8 @@ def ask(
 ) -> dict[str, Result]:
     """Answer each question once, unless the journal holds its answer, and return the results by the questions' keys.
 
-    skip_bad: a question whose image is damaged, or that fails otherwise, has an empty answer, which the journal does not
-    keep. report: is called with the number of questions done and the number of all.
+    skip_bad: a question whose image is damaged, or that fails otherwise, has an empty answer, which the journal does
+    not keep. report: is called with the number of questions done and the number of all.
 
     Raises InputError for such a question otherwise; Interrupted on Ctrl-C, with every answer so far in the journal.
     """

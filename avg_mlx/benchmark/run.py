@@ -48,8 +48,8 @@ def benchmark(
 ) -> Outcome:
     """Ask all questions in all modes, and leave answers, tables, summary and pictures in the folder `output`.
 
-    tasks: as `Tasks.load` gives them, by name. modes: as `looking_of` reads them; by default the router's choice and the
-    finest granularity. limit: the first questions of each task alone, rounded up where a task scores several together.
+    tasks: as `Tasks.load` gives them, by name. modes: as `looking_of` reads them; by default the router's choice and
+    the finest granularity. limit: only the first questions of each task, rounded up where it scores several together.
     skip_bad: as in `ask`. failed: what is wrong with tasks that were left out before. report: is called with the number
     of questions done and the number of all.
 
