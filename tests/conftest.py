@@ -244,7 +244,7 @@ class SentencePieceTokenizer:
 
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory) -> Path:
-    """Copies of the data sets of the paper's benchmarks, with made-up questions, for the tests in lmms."""
+    """Copies of the datasets of the paper's benchmarks, with made-up questions, for the tests in lmms."""
     from made_up import write_all
 
     root = tmp_path_factory.mktemp("data")

@@ -1,4 +1,4 @@
-"""Where the data sets of tasks are: a copy in a folder, laid out as the Hub lays it out, or the Hub."""
+"""Where the datasets of tasks are: a copy in a folder, laid out as the Hub lays it out, or the Hub."""
 
 import re
 from collections import defaultdict
@@ -9,16 +9,16 @@ from typing import Any
 
 from ..errors import printable
 
-MIRRORED = "lmms-lab"  # has lmms-eval's data sets too, under the same names
+MIRRORED = "lmms-lab"  # has lmms-eval's datasets too, under the same names
 BUILDERS = ("parquet", "json", "csv", "arrow", "text", "imagefolder")  # what a task calls files that it names itself
 
 
 class Unavailable(BaseException):
-    """A data set cannot be had. Not an Exception: those, lmms-eval tries again for half a minute."""
+    """A dataset cannot be had. Not an Exception: those, lmms-eval tries again for half a minute."""
 
 
 def local_copy(root: Path, dataset: str) -> Path | None:
-    """The folder of a data set ("owner/name") in `root`: owner/name, lmms-lab/name or name. None if there is none."""
+    """The folder of a dataset ("owner/name") in `root`: owner/name, lmms-lab/name or name. None if there is none."""
     name = dataset.rpartition("/")[2]
     places = (root / dataset, root / MIRRORED / name, root / name)
     return next((place for place in places if place.is_dir()), None)
@@ -46,7 +46,7 @@ def reason(error: BaseException) -> str:
 
 
 def download_command(dataset: str, root: Path | None) -> str:
-    """How to have a copy of a data set."""
+    """How to have a copy of a dataset."""
     return f"hf download --repo-type dataset {dataset} --local-dir {root or 'DATA'}/{dataset}"
 
 
@@ -54,7 +54,7 @@ def download_command(dataset: str, root: Path | None) -> str:
 def data_from(root: Path | None) -> Iterator[None]:
     """Within the block, have `datasets.load_dataset` read the copies in `root`, and only these; or the Hub without it.
 
-    A data set that cannot be had raises Unavailable. An image that is damaged is no error until it is used, since
+    A dataset that cannot be had raises Unavailable. An image that is damaged is no error until it is used, since
     lmms-eval reads the first one for nothing.
     """
     import datasets

@@ -85,7 +85,7 @@ def tables(summary: Mapping[str, Any]) -> str:
         lines += [
             "In brackets: 95 % intervals, Wilson's of shares of right answers, and otherwise by the bootstrap "
             f"({DRAWS} draws, seed {SEED}). lmms-eval {summary['lmms_eval']} asked and scored.",
-            "Reduction of all visual tokens, and speed-up of the mean time of an answer, are against the finest granularity.",
+            "Reduction of all visual tokens, and speed-up of the mean time of an answer, are against the finest's.",
         ]
     lines += [f"{reason}." for reason in summary["failed"]]
     return "\n".join(lines) + "\n"

@@ -61,7 +61,7 @@ YES_NO = ["Is there a circle?", "Is there a red car?", "Is it black?", "Is there
 
 
 def benchmarks() -> Iterator[tuple[str, dict[tuple[str, str], tuple[Features, list[dict[str, Any]]]]]]:
-    """The name of each data set, and what is in it."""
+    """The name of each dataset, and what is in it."""
     instructions = Features({"id": TEXT, "imageId": TEXT, "question": TEXT, "answer": TEXT})
     images = Features({"id": TEXT, "image": Image()})
     answers = ["yes", "circle", "no", "5185"]
