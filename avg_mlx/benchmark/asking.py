@@ -1,8 +1,8 @@
 """Many questions: answers go into a journal, row by row, and a later run resumes it."""
 
-import copy
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def ask(
     try:
         if left:  # once for nothing: kernels are compiled and memory is taken before anything is timed
             with suppress(Exception):
-                copy.copy(answerer).answer(left[0])
+                Answerer(answerer.model, answerer.tokenizer, answerer.modes).answer(replace(left[0], max_tokens=2))
         for question in left:
             results[question.key] = _answer(answerer, question, journal, skip_bad)
             report(len(results), len(wanted))

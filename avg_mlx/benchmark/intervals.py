@@ -32,7 +32,7 @@ def interval_of(metric: str, score: float, items: Sequence[Any]) -> Interval | N
     """
     if metric in SPECIAL:
         return SPECIAL[metric](score, items)
-    values = [item.get("score") if isinstance(item, dict) else item for item in items]
+    values: list[Any] = [item.get("score") if isinstance(item, dict) else item for item in items]
     if not values or not all(isinstance(value, int | float) for value in values):
         return None
     if not math.isclose(np.mean(values), score, rel_tol=1e-4, abs_tol=1e-6):

@@ -96,8 +96,13 @@ class AvgMlx(lmms):
 
         questions = [question_of(request, self.task_dict, self.max_new_tokens) for request in requests]
         journal = open_journal(self.journal, self.answerer) if self.journal else nullcontext()
-        with journal as held, tqdm(total=len(requests), desc="Model Responding") as bar:
-            results = ask(self.answerer, questions, held, self.skip_bad, lambda done, _: bar.update(done - bar.n))
+        with journal as held, tqdm(desc="Model Responding") as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            results = ask(self.answerer, questions, held, self.skip_bad, show)
         return [generation(results[question.key], self.mode) for question in questions]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
