@@ -102,10 +102,9 @@ def test_what_does_not_fit_into_the_context_is_answered_with_nothing(tiny, answe
     room = tiny[0].config.context_length
     longest = answerer.answer(question(1, "word " * room))
     assert all(one.answer == "" and "position" in one.problem for one in longest.attempts.values())
-    text = "word " * (room // 3)
-    while answerer.answer(question(1, text)).attempts["1"].problem:
-        text = text[: -len("word ") * 5]
-    close = answerer.answer(question(1, text)).attempts
+    one, eleven = (answerer.answer(question(1, "word " * n)) for n in (1, 11))
+    left = room - one.text_tokens - one.attempts["1"].visual_tokens - 5
+    close = answerer.answer(question(1, "word " * (1 + 10 * left // (eleven.text_tokens - one.text_tokens)))).attempts
     assert close["1"].problem is None
     assert "positions" in close["16"].problem
 
