@@ -26,7 +26,7 @@ class Answerer:
     tokenizer: Tokenizer
     modes: Mapping[str, Looking]  # by name
     cache: VisionCache = field(init=False)
-    _vision: dict[tuple[str, ...], float] = field(default_factory=dict)  # seconds, by the digests of images
+    _vision: dict[str, float] = field(default_factory=dict)  # seconds of seeing an image, by its digest
 
     def __post_init__(self) -> None:
         self.cache = VisionCache(self.model)
@@ -41,8 +41,7 @@ class Answerer:
             seen = see(self.model, self.tokenizer, prompt_of(question.text, len(images)), images, Looking(), self.cache)
         except TooLong as error:
             return Result.missing(question, self.modes, str(error))
-        digests = tuple(crops.digest for crops in seen.crops)
-        seen.seconds.vision = self._vision.setdefault(digests, seen.seconds.vision)  # without the help of the cache
+        seen.seconds.vision = self._vision_seconds(seen)
         routings, config = self._route(seen), self.model.config
         attempts = self._attempts(question, seen, routings)
         return Result(
@@ -55,6 +54,14 @@ class Answerer:
             seconds={stage: getattr(seen.seconds, stage) for stage in STAGES},
             attempts=attempts,
         )
+
+    def _vision_seconds(self, seen: Seen) -> float:
+        """What seeing the images takes without the help of the cache: the seconds of the first time."""
+        if not seen.crops:
+            return seen.seconds.vision
+        new = {crops.digest: len(crops) for crops in seen.crops if crops.digest not in self._vision}
+        self._vision |= {digest: seen.seconds.vision * n / sum(new.values()) for digest, n in new.items()}
+        return sum(self._vision[crops.digest] for crops in seen.crops)
 
     def _route(self, seen: Seen) -> list[Routing] | None:
         """The router's scores, if there are images, a router, and a mode that asks it."""

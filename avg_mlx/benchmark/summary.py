@@ -39,15 +39,17 @@ def summarize(
 
 
 def _scores(benchmark: Benchmark, scores: Scores) -> dict[str, Any]:
-    """Those that the benchmark names first, all others in lmms-eval's own scale."""
-    metrics = {metric.name: metric for metric in benchmark.metrics if metric.name in scores}
-    metrics |= {name: Metric(name, name, 1.0, 1.0) for name in scores if name not in metrics}
-    return {name: _score(metric, scores[name]) for name, metric in metrics.items()}
+    """Those that the benchmark names first, and all others in lmms-eval's own scale."""
+    named = {metric.name: metric for metric in benchmark.metrics if metric.name in scores}
+    others = {name: Metric(name, name, 1.0, 1.0) for name in scores if name not in named}
+    shown = named or others
+    return {name: _score(metric, scores[name], name in shown) for name, metric in (named | others).items()}
 
 
-def _score(metric: Metric, score: Score) -> dict[str, Any]:
+def _score(metric: Metric, score: Score, in_table: bool) -> dict[str, Any]:
     interval = score.interval
     return {
+        "in_table": in_table,
         "label": metric.label,
         "score": metric.scale * score.value,
         "interval": [metric.scale * interval.low, metric.scale * interval.high] if interval else None,
@@ -95,6 +97,8 @@ def _score_table(benchmarks: Mapping[str, Any], modes: Sequence[str]) -> str:
     rows = []
     for one in benchmarks.values():
         for name, shown in next(iter(one["modes"].values()))["scores"].items():
+            if not shown["in_table"]:
+                continue
             paper = [_number(one["paper"][whose].get(name)) for whose in ("avg_llava", "llava_next")]
             cells = [_with_interval(one["modes"][mode]["scores"].get(name)) for mode in modes]
             rows.append([f"{one['title']} {shown['label']}".strip(), f"{one['questions']:,}", *cells, *paper])
@@ -130,9 +134,9 @@ def _efficiency_table(benchmarks: Mapping[str, Any], modes: Sequence[str]) -> st
 def _with_interval(score: Mapping[str, Any] | None) -> str:
     if score is None:
         return ""
-    interval = score["interval"]
-    between = f" ({_number(interval[0])}–{_number(interval[1])})" if interval else ""
-    return _number(score["score"], score["highest"]) + between
+    interval, highest = score["interval"], score["highest"]
+    between = f" ({_number(interval[0], highest)}–{_number(interval[1], highest)})" if interval else ""
+    return _number(score["score"], highest) + between
 
 
 def _number(value: float | None, highest: float = 100.0) -> str:

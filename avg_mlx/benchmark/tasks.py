@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,7 +111,9 @@ class Tasks:
                 f"{source.task} is left out: {source.dataset} asks for a login; hf auth login, or {remedy}"
             )
         try:
-            with data_from(root), contextlib.redirect_stdout(sys.stderr):
+            with data_from(root), contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
+                if source.local or source.is_file:  # otherwise, bars show how far a download has come
+                    stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
                 loaded: Mapping[str, Any] = self._manager.load_task_or_group(source.task, "chat")
         except Unavailable as error:
             raise InputError(f"{source.task} is left out: {error}; {remedy}") from None

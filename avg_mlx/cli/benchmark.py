@@ -30,9 +30,7 @@ def build_parser(prog: str) -> Parser:
     add("--token-cost", type=number(float, 0), nargs="+", default=[], metavar="COST", help=cost)
     add("--limit", type=number(int, 1), metavar="N", help="ask only the first N questions of each task")
     add("--output", required=True, type=Path, help="folder for answers, tables, summary and pictures")
-    add(
-        "--data-root", type=Path, metavar="DIR", help="read copies of datasets in DIR/OWNER/NAME, nothing from the Hub"
-    )
+    add("--data-root", type=Path, metavar="DIR", help="read copies of datasets in DIR/OWNER/NAME, nothing from the Hub")
     add("--include-path", type=Path, metavar="DIR", help="a folder with tasks of your own, in lmms-eval's YAML")
     add("--skip-bad", action="store_true", help="answer questions that cannot be asked with nothing, and count them")
     return parser

@@ -45,12 +45,6 @@ def test_scores_are_lmms_evals_own(mode, granularity, summary, data_root, tmp_pa
             assert score["score"] == pytest.approx(scales.get(name, 1) * theirs), (benchmark.task, name)
 
 
-def test_the_scores_are_not_all_the_same(summary):
-    """So that the test above says something."""
-    scores = [next(iter(one["modes"]["64"]["scores"].values()))["score"] for one in summary["benchmarks"].values()]
-    assert len({round(score, 3) for score in scores}) > 3
-
-
 def test_each_question_is_answered_once_in_all_modes(run):
     rows = rows_of(run[1] / "answers.jsonl")
     assert [row["task"] for row in rows] == sorted((row["task"] for row in rows), key=TASKS.index)

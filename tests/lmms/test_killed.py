@@ -56,5 +56,5 @@ def test_lmms_evals_own_command(tasks, tmp_path):
     after = rows_of(journal / FILE)
     assert after[: len(before)] == before
     assert [row["doc_id"] for row in after] == list(range(COUNT))
-    logged = [sample["resps"] for sample in found["samples"]["many"]]
-    assert logged == [[[row["attempts"]["adaptive"]["answer"]]] for row in after]
+    logged = [sample["filtered_resps"] for sample in found["samples"]["many"]]
+    assert logged == [row["attempts"]["adaptive"]["answer"].strip() for row in after]
