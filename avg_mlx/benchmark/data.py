@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ BUILDERS = ("parquet", "json", "csv", "arrow", "text", "imagefolder")  # what a 
 
 
 class Unavailable(BaseException):
-    """A dataset cannot be had. Not an Exception: those, lmms-eval tries again for half a minute."""
+    """A dataset cannot be had. It is no Exception, after which lmms-eval would try again."""
 
 
 def local_copy(root: Path, dataset: str) -> Path | None:
@@ -36,6 +36,23 @@ def parquet_files(folder: Path, config: str | None) -> dict[str, list[str]]:
         split = re.sub(r"-\d+-of-\d+(-[0-9a-f]+)?$", "", file.stem)
         files[split].append(str(file))
     return dict(files)
+
+
+def is_cached(dataset: str) -> bool:
+    """Whether the cache of the datasets library has something of a dataset of the Hub."""
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+
+    owner, _, name = dataset.rpartition("/")
+    return Path(datasets.config.HF_DATASETS_CACHE, f"{owner}___{camelcase_to_snakecase(name)}").is_dir()
+
+
+def needs_login(options: Mapping[str, Any]) -> bool:
+    """Whether a task's options for `load_dataset` ask for a login, and nobody is logged in."""
+    import datasets
+    from huggingface_hub import get_token
+
+    return bool(options.get("token")) and get_token() is None and not datasets.config.HF_HUB_OFFLINE
 
 
 def reason(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from ..inputs.tokenizer import Tokenizer
 from ..model.avg_llava import Model
 from ..progress import Progress, silent
 from .answering import Answerer
-from .asking import RESUME, ask, open_journal
+from .asking import RESUME, ask, open_journal, settings_of
 from .modes import check_modes, default_modes
 from .paper import benchmark_of
 from .plot import plot_scores, plot_shares
@@ -76,7 +76,8 @@ def benchmark(
                     told.append(str(error))
         except KeyboardInterrupt as stop:
             raise Interrupted(f"interrupted; all {len(results)} questions are answered; {RESUME}") from stop
-        return _conclude(output, found, told, list(answerer.modes), list(model.config.granularities))
+        settings = settings_of(answerer) | {"limit": limit, "granularities": list(model.config.granularities)}
+        return _conclude(output, settings, found, told)
 
 
 def _limit(task: str, limit: int | None) -> int | None:
@@ -99,19 +100,11 @@ def _score(
     return score(task, answers, limit, output / mode)
 
 
-def _conclude(
-    output: Path, found: dict[str, Any], failed: list[str], modes: list[str], granularities: list[int]
-) -> Outcome:
+def _conclude(output: Path, settings: dict[str, Any], found: dict[str, Any], failed: list[str]) -> Outcome:
     """Sum up, and write it down."""
     from importlib.metadata import version
 
-    summary = {
-        "lmms_eval": version("lmms_eval"),
-        "modes": modes,
-        "granularities": granularities,
-        "benchmarks": found,
-        "failed": failed,
-    }
+    summary = {"lmms_eval": version("lmms_eval"), **settings, "benchmarks": found, "failed": failed}
     outcome = Outcome(summary, tables(summary))
     try:
         write_json(output / "summary.json", summary)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AvgMlxError, InputError, nearest, printable
-from .data import BUILDERS, Unavailable, data_from, download_command, local_copy, reason
+from .data import BUILDERS, Unavailable, data_from, download_command, is_cached, local_copy, needs_login, reason
 from .manifest import MODEL
 from .paper import PAPER
 
@@ -29,7 +29,7 @@ class Source:
     dataset: str  # as the Hub names it, or a kind of file
     local: Path | None = None  # the copy in the data folder
     cached: bool = False  # in the cache of the datasets library
-    login: bool = False  # the task asks for one, and nobody is logged in
+    login: bool = False  # the Hub has to know who asks, and does not
 
     @property
     def is_file(self) -> bool:
@@ -92,21 +92,17 @@ class Tasks:
 
     def source(self, name: str, root: Path | None) -> Source:
         """Where a task's data comes from."""
-        import datasets
-        from huggingface_hub import get_token
-
         config = self._manager._get_config(name)
         dataset, options = str(config.get("dataset_path")), config.get("dataset_kwargs") or {}
-        cached = Path(datasets.config.HF_DATASETS_CACHE, dataset.replace("/", "___")).is_dir()
-        login = bool(options.get("token")) and get_token() is None
-        return Source(name, dataset, root and local_copy(root, dataset), cached, login)
+        local = local_copy(root, dataset) if root else None
+        return Source(name, dataset, local, is_cached(dataset), needs_login(options))
 
     def load(self, source: Source, root: Path | None) -> "ConfigurableTask":
         """Load a task with its data. Raises InputError that says how to have data that cannot be had."""
         remedy = f"{download_command(source.dataset, root)}, then --data-root {root or 'DATA'}"
         if root and not source.local and not source.is_file:
             raise InputError(f"{source.task} is left out: {source.dataset} is not in {root}; {remedy}")
-        if source.login and not source.local and not source.cached:
+        if source.login and not source.local:
             raise InputError(
                 f"{source.task} is left out: {source.dataset} asks for a login; hf auth login, or {remedy}"
             )

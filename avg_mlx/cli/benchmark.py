@@ -37,7 +37,7 @@ def build_parser(prog: str) -> Parser:
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Say where the data comes from, load tasks and model, ask with a progress bar, and print the tables."""
+    """Say where the data comes from, load model and tasks, ask with a progress bar, and print the tables."""
     from ..benchmark.modes import default_modes, looking_of
     from ..benchmark.run import benchmark
     from ..benchmark.tasks import Tasks
@@ -53,6 +53,7 @@ def benchmark(args: argparse.Namespace) -> None:
     sources = [known.source(name, args.data_root) for name in known.named(args.tasks)]
     for source in sources:
         print(source, file=sys.stderr)
+    model, tokenizer = load(args.model, adapter_path=args.adapter_path)
     tasks, failed = {}, []
     for source in sources:
         try:
@@ -62,7 +63,6 @@ def benchmark(args: argparse.Namespace) -> None:
             failed.append(str(error))
     if not tasks:
         raise InputError("no task is left to run; see the lines above")
-    model, tokenizer = load(args.model, adapter_path=args.adapter_path)
     with Bar("Benchmark", "question") as bar:
         outcome = benchmark(
             model,
