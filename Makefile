@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LMMS := $(VENV)-lmms
 
-.PHONY: demo test test-slow fuzz lint types metal-check wheel clean
+.PHONY: demo test test-slow test-lmms fuzz lint types metal-check wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/avg-mlx demo
@@ -13,6 +14,10 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow
+
+# What needs lmms-eval, in an environment of its own (docs/benchmarks.md).
+test-lmms: $(LMMS)/installed
+	$(LMMS)/bin/pytest -m slow tests/lmms
 
 # Hostile inputs and faults by the thousand, and the table in docs/reliability.md. SEED= draws others.
 SEED ?= 0
@@ -40,10 +45,17 @@ wheel: $(VENV)/installed
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
 
 clean:
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) $(LMMS)
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(LMMS)/installed: pyproject.toml tests/lmms/requirements.txt
+	$(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/pip install --quiet --requirement tests/lmms/requirements.txt
+	$(LMMS)/bin/pip install --quiet --no-deps lmms-eval==0.7.3
+	$(LMMS)/bin/pip install --quiet --editable '.[dev]'
 	touch $@

@@ -14,6 +14,7 @@ VERBS = {
     "train": "fine-tune the language model, the router, or both",
     "feedback": "how well each granularity does on each sample",
     "evaluate": "accuracy, visual tokens and time of each way to choose",
+    "benchmark": "the paper's benchmarks: scores, visual tokens and time",
     "bench": "where an answer's time and memory go at each granularity",
     "fuse": "adapters and router → into the model",
     "export": "MLX folder → PyTorch checkpoint",

@@ -1,5 +1,6 @@
 """The golden checkpoint, converted once a session, the reference's numbers for it, and other checkpoints at random."""
 
+import importlib.util
 import json
 import os
 import re
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 
 import avg_mlx  # noqa: F401  # before any test imports MLX, so that OpenBLAS is used where there is one
+
+collect_ignore = [] if importlib.util.find_spec("lmms_eval") else ["lmms"]  # make test-lmms has it
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "checkpoint"
@@ -237,6 +240,44 @@ class SentencePieceTokenizer:
         if self.legacy or not stretch.startswith((" ", "▁")):
             return self.pieces.encode(stretch)
         return self.pieces.encode("<unk>" + stretch)[len(self.unknown) :]
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory) -> Path:
+    """Copies of the datasets of the paper's benchmarks, with made-up questions, for the tests in lmms."""
+    from made_up import write_all
+
+    root = tmp_path_factory.mktemp("data")
+    write_all(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def llama2_file(tmp_path_factory) -> Path:
+    """Llama-2's tokenizer.model, out of a package that carries it."""
+    folder = tmp_path_factory.mktemp("llama2")
+    with fetch_wheel("maxtext==0.2.5", folder) as archive:
+        (folder / "tokenizer.model").write_bytes(archive.read("maxtext/assets/tokenizers/tokenizer.llama2"))
+    return folder / "tokenizer.model"
+
+
+@pytest.fixture(scope="session")
+def llama2(llama2_file):
+    """The tokenizer as the product writes and loads it."""
+    from avg_mlx.weights.checkpoint import load_tokenizer
+    from avg_mlx.weights.sentencepiece import tokenizer_files
+    from avg_mlx.weights.writing import write_folder
+
+    shutil.copyfile(CHECKPOINT / "tokenizer_config.json", llama2_file.with_name("tokenizer_config.json"))
+    destination = llama2_file.with_name("converted")
+    write_folder(destination, tokenizer_files(llama2_file.parent), tensors=(), sizes={})
+    return load_tokenizer(destination, {})
+
+
+@pytest.fixture(scope="session")
+def llama2_reference(llama2_file) -> SentencePieceTokenizer:
+    """The same as the reference uses it."""
+    return SentencePieceTokenizer(llama2_file)
 
 
 @pytest.fixture

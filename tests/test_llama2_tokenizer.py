@@ -1,18 +1,13 @@
 """The real Llama-2 tokenizer, fetched for the test: ids against the reference's and against SentencePiece's."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
-from conftest import CHECKPOINT, GOLDEN, SentencePieceTokenizer, fetch_wheel
+from conftest import GOLDEN, SentencePieceTokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from avg_mlx.inputs.prompt import build_messages, encode_messages, encode_text
-from avg_mlx.weights.checkpoint import load_tokenizer
-from avg_mlx.weights.sentencepiece import tokenizer_files
-from avg_mlx.weights.writing import write_folder
 
 pytestmark = pytest.mark.slow
 
@@ -37,29 +32,6 @@ PARTS = (
 texts = st.lists(st.sampled_from(PARTS) | st.text(max_size=10), max_size=8).map("".join)
 
 
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory) -> Path:
-    """Llama-2's tokenizer.model, out of a package that carries it."""
-    folder = tmp_path_factory.mktemp("llama2")
-    with fetch_wheel("maxtext==0.2.5", folder) as archive:
-        (folder / "tokenizer.model").write_bytes(archive.read("maxtext/assets/tokenizers/tokenizer.llama2"))
-    return folder / "tokenizer.model"
-
-
-@pytest.fixture(scope="module")
-def llama2(model_file):
-    """The tokenizer as the product writes and loads it."""
-    shutil.copyfile(CHECKPOINT / "tokenizer_config.json", model_file.with_name("tokenizer_config.json"))
-    destination = model_file.with_name("converted")
-    write_folder(destination, tokenizer_files(model_file.parent), tensors=(), sizes={})
-    return load_tokenizer(destination, {})
-
-
-@pytest.fixture(scope="module")
-def reference(model_file):
-    return SentencePieceTokenizer(model_file)
-
-
 @pytest.mark.parametrize("case", PROMPTS["single"], ids=lambda case: case["prompt"][:20])
 def test_single_turn(case, llama2):
     assert encode_messages(llama2, build_messages(case["prompt"], images=1)) == case["ids"]
@@ -81,12 +53,12 @@ def test_text_only(llama2):
 @given(text=texts.filter(lambda text: "<image>" not in text))
 @example(text=" " * 100)
 @example(text="a" + " " * 47 + "b")
-def test_any_text_gets_sentencepieces_ids(reference, llama2, text):
-    assert encode_text(llama2, text) == reference.encode(text)
+def test_any_text_gets_sentencepieces_ids(llama2_reference, llama2, text):
+    assert encode_text(llama2, text) == llama2_reference.encode(text)
 
 
-def test_the_vocabulary_decodes_as_sentencepiece_decodes(model_file, llama2):
-    pieces = SentencePieceTokenizer(model_file, legacy=True).pieces
+def test_the_vocabulary_decodes_as_sentencepiece_decodes(llama2_file, llama2):
+    pieces = SentencePieceTokenizer(llama2_file, legacy=True).pieces
     anchor = pieces.encode("a")
     assert llama2.vocab_size == pieces.vocab_size() == 32000
     for id in range(259, 32000):  # after the special tokens and single bytes

@@ -6,7 +6,7 @@ import shlex
 import pytest
 from conftest import PHOTO, ROOT
 
-from avg_mlx.cli import bench, chat, convert, evaluate, export, feedback, fuse, generate, models, train
+from avg_mlx.cli import bench, benchmark, chat, convert, evaluate, export, feedback, fuse, generate, models, train
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {
@@ -19,6 +19,7 @@ PARSERS = {
     "export": export.build_parser,
     "models": models.build_parser,
     "bench": bench.build_parser,
+    "benchmark": benchmark.build_parser,
     "train instruct": train.instruct_parser,
     "train router": train.router_parser,
     "train rglf": train.rglf_parser,

@@ -21,7 +21,8 @@ NAME = 32  # characters of a category's name, at most
 WIDE = 0.065  # share of a bar from which on its number stands inside
 GREY = "0.35"
 # Colours that colour-blind readers tell apart (Okabe and Ito's), shapes for print, and what the legend says.
-STYLES = {
+Style = tuple[str, str, int, str]
+STYLES: dict[str, Style] = {
     ADAPTIVE: ("#0072B2", "D", 8, "adaptive: the router's choice"),
     RANDOM: ("#D55E00", "^", 9, "random: a choice by chance"),
     ORACLE: ("#009E73", "*", 13, "oracle: the choice of least loss"),
@@ -39,23 +40,32 @@ def plot_accuracy(summary: Mapping[str, Any], picture: Path) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    modes: Mapping[str, Any] = summary["modes"]
-    fixed = [one for mode, one in modes.items() if mode not in STYLES]
     figure = Figure(figsize=(7, 4.8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
+    axes.set_title(f"{summary['questions']:,} questions", fontsize="medium")
+    draw_modes(axes, summary["modes"], STYLES, summary.get("dial", {}).get("curve", ()))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    name_modes(figure, axes, summary["modes"], STYLES)
+    return save(figure, picture)
+
+
+def draw_modes(
+    axes: "Axes", modes: Mapping[str, Any], styles: Mapping[str, Style], curve: Sequence[tuple[float, float]] = ()
+) -> None:
+    """Draw modes as points with intervals; those without a style are one granularity for all.
+
+    modes: `visual_tokens`, `accuracy` and `interval` of each. curve: (visual tokens, accuracy) of the dial.
+    """
+    fixed = [one for mode, one in modes.items() if mode not in styles]
     if fixed:
         _draw(axes, fixed, color=GREY, marker="o", markersize=5, linestyle="-", linewidth=1, label=FIXED, zorder=3)
-    for mode, (color, marker, size, label) in STYLES.items():
+    for mode, (color, marker, size, label) in styles.items():
         if mode in modes:
             _draw(axes, [modes[mode]], color=color, marker=marker, markersize=size, linestyle="", label=label)
-    if "dial" in summary:
-        tokens, accuracy = zip(*summary["dial"]["curve"], strict=True)
+    if curve:
+        tokens, accuracy = zip(*curve, strict=True)
         axes.plot(tokens, accuracy, color=STYLES[ADAPTIVE][0], linewidth=1, linestyle=":", label=DIAL, zorder=2)
     _scale(axes, [one["visual_tokens"] for one in modes.values()])
-    axes.set_title(f"{summary['questions']:,} questions", fontsize="medium")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
-    _name(figure, axes, modes)
-    return _save(figure, picture)
 
 
 def _draw(axes: "Axes", modes: Sequence[Mapping[str, Any]], **style: Any) -> None:
@@ -97,8 +107,8 @@ def _ticks(low: float, high: float) -> Any:
     return FixedLocator(shown) if len(shown) > 2 else MaxNLocator(4)
 
 
-def _name(figure: "Figure", axes: "Axes", modes: Mapping[str, Any]) -> None:
-    """Write each mode's name beside its point."""
+def name_modes(figure: "Figure", axes: "Axes", modes: Mapping[str, Any], styles: Mapping[str, Style]) -> None:
+    """Write each mode's name beside its point, once nothing else will move."""
     from matplotlib.patheffects import withStroke
 
     figure.draw_without_rendering()  # so that it is known where everything stands
@@ -114,7 +124,7 @@ def _name(figure: "Figure", axes: "Axes", modes: Mapping[str, Any]) -> None:
         for one in modes.values()
         for point in along(*(at(one["visual_tokens"], accuracy) for accuracy in one["interval"]))
     ]
-    fixed = [point for mode, point in zip(modes, points, strict=True) if mode not in STYLES]
+    fixed = [point for mode, point in zip(modes, points, strict=True) if mode not in styles]
     lines += [point for start, end in itertools.pairwise(fixed) for point in along(start, end)]
     texts = [
         axes.annotate(
@@ -124,7 +134,7 @@ def _name(figure: "Figure", axes: "Axes", modes: Mapping[str, Any]) -> None:
             textcoords="offset points",
             ha="center",
             va="center",
-            color=STYLES[mode][0] if mode in STYLES else GREY,
+            color=styles[mode][0] if mode in styles else GREY,
             fontsize="small",
             path_effects=[withStroke(linewidth=2, foreground="white")],  # legible where it crosses a line
             zorder=4,
@@ -150,6 +160,11 @@ def plot_choices(summary: Mapping[str, Any], picture: Path) -> Path | None:
     Returns None if there are no categories or no router, or where the plotting library is not installed.
     """
     categories = summary["modes"].get(ADAPTIVE, {}).get("categories", {})
+    return draw_choices(categories, summary["granularities"], "a category's questions, whose number", picture)
+
+
+def draw_choices(categories: Mapping[str, Any], granularities: Sequence[int], whose: str, picture: Path) -> Path | None:
+    """Draw a bar for each category, of the `shares` of granularities among its `questions`; `whose` says of what."""
     asked = {name: one for name, one in categories.items() if one["questions"]}
     try:
         from matplotlib.figure import Figure
@@ -158,7 +173,7 @@ def plot_choices(summary: Mapping[str, Any], picture: Path) -> Path | None:
         return None
     if not asked:
         return None
-    levels = sorted(summary["granularities"])
+    levels = sorted(granularities)
     names = sorted(asked, key=lambda name: (sum(g * asked[name]["shares"][str(g)] for g in levels), name))
     figure = Figure(figsize=(7, 1.4 + 0.36 * len(names)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -179,11 +194,11 @@ def plot_choices(summary: Mapping[str, Any], picture: Path) -> Path | None:
     axes.set(
         xlim=(0, 1),
         ylim=(len(names) - 0.5, -0.5),
-        xlabel="share of a category's questions, whose number is in brackets",
+        xlabel=f"share of {whose} is in brackets",
     )
     title = "visual tokens per crop that the router chose"
     figure.legend(title=title, loc="outside upper center", ncols=len(levels), frameon=False, fontsize="small")
-    return _save(figure, picture)
+    return save(figure, picture)
 
 
 def plot_reliability(summary: Mapping[str, Any], picture: Path) -> Path | None:
@@ -218,7 +233,7 @@ def plot_reliability(summary: Mapping[str, Any], picture: Path) -> Path | None:
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="the router's confidence in its choice (linear scale)")
     axes.set_ylabel("as good as the finest, with 95 % interval")
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize="small")
-    return _save(figure, picture)
+    return save(figure, picture)
 
 
 def _shades(count: int) -> list[tuple[float, float, float]]:
@@ -233,7 +248,8 @@ def _short(name: str) -> str:
     return (name if len(name) <= NAME else f"{name[: NAME - 1]}…").replace("$", r"\$")
 
 
-def _save(figure: "Figure", picture: Path) -> Path:
+def save(figure: "Figure", picture: Path) -> Path:
+    """Write a figure as a whole file."""
     with replacing(picture) as partial:
         figure.savefig(partial, dpi=DPI)
     return picture

@@ -12,10 +12,9 @@ from typing import TypeVar
 import mlx.core as mx
 
 from ..config import Config
-from ..errors import InputError
 from ..inputs.image import Crops, make_crops
 from ..inputs.image_io import MAX_PIXELS, ImageSource, read_image
-from ..inputs.prompt import PLACEHOLDER_ID, Messages, build_messages, encode_messages
+from ..inputs.prompt import PLACEHOLDER_ID, Messages, TooLong, build_messages, encode_messages
 from ..inputs.tokenizer import Tokenizer
 from ..model.avg_llava import Model
 from .caches import Key, VisionCache, encode_images
@@ -166,18 +165,21 @@ def score(model: Model, seen: Seen) -> list[Routing]:
     return [Routing.of(model.config, row) for row in logits]
 
 
-def choose(model: Model, seen: Seen, looking: Looking) -> tuple[View, ...]:
+def choose(model: Model, seen: Seen, looking: Looking, routings: Sequence[Routing] | None = None) -> tuple[View, ...]:
     """Choose a granularity for each image; the router, where there is one, runs unless one is forced.
 
-    Raises InputError if no granularity fits the budget, or if the prompt does not fit the model's context.
+    routings: what `score` returned, if the router has run already.
+
+    Raises InputError if no granularity fits the budget, and TooLong if the prompt does not fit the model's context.
     """
     routed = looking.granularity == AUTO and model.config.has_router
-    routings = score(model, seen) if routed else [None] * len(seen.crops)
-    images = zip(seen.crops, routings, strict=True)
+    if routed and routings is None:
+        routings = score(model, seen)
+    images = zip(seen.crops, routings if routed and routings else [None] * len(seen.crops), strict=True)
     views = tuple(view_image(model.config, crops, routing, looking) for crops, routing in images)
     positions, context = len(seen.text) + sum(view.visual_tokens for view in views), model.config.context_length
     if positions > context:
-        raise InputError(
+        raise TooLong(
             f"the prompt takes {positions} positions ({len(seen.text)} for text, the rest for images) but the model "
             f"has {context}; shorten it, or look less closely with granularity or max_visual_tokens"
         )

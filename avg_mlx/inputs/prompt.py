@@ -12,6 +12,7 @@ from .tokenizer import Encoder, Tokenizer, tokenizer_errors
 
 PLACEHOLDER = "<image>"
 PLACEHOLDER_ID = -200
+ESCAPED = "<\ufdd0image>"  # U+FDD0 is no character, so that no text has it
 MAX_CHARACTERS = 500_000  # of a conversation: more than any context holds, and a few seconds of tokenizing
 
 SYSTEM_PROMPT = (
@@ -64,6 +65,14 @@ def build_messages(prompt: str | Messages, images: int, system_prompt: str | Non
             f"write one {PLACEHOLDER} for each image, or none at all"
         )
     return messages
+
+
+def escape(text: str) -> str:
+    """Return a text in which `<image>` is text instead of an image's place.
+
+    It gets the ids of its characters. Where `<image>` is a token, as in the Hub's layout, a space keeps it from that.
+    """
+    return text.replace(PLACEHOLDER, ESCAPED)
 
 
 class TooLong(InputError):
@@ -166,7 +175,7 @@ def encode_whole(tokenizer: Encoder, text: str, begun: bool) -> list[int]:
     """Tokenize a text at once, placeholders included; with BOS in front, unless it has `begun` with one."""
     _check_length(text)
     with tokenizer_errors("the text cannot be tokenized", "write it in other words"):
-        return tokenizer.encode(text, add_special_tokens=not begun)
+        return tokenizer.encode(text.replace(ESCAPED, "< image>"), add_special_tokens=not begun)
 
 
 def _check_length(text: str) -> None:
@@ -185,7 +194,7 @@ def encode_text(tokenizer: Encoder, text: str) -> list[int]:
         for i, piece in enumerate(text.split(PLACEHOLDER)):
             if i > 0:
                 ids.append(PLACEHOLDER_ID)
-            piece_ids = tokenizer.encode(_guard_leading_space(tokenizer, piece))
+            piece_ids = tokenizer.encode(_guard_leading_space(tokenizer, piece.replace(ESCAPED, PLACEHOLDER)))
             if i > 0 and piece_ids[:1] == [tokenizer.bos_token_id]:
                 piece_ids = piece_ids[1:]
             ids += piece_ids

@@ -1,0 +1,70 @@
+"""lmms-eval's own command, with this package's model and a task of one's own."""
+
+import pytest
+from lmms_runs import lmms_eval
+from made_up import picture, write_task
+
+from avg_mlx import generate, load
+
+pytestmark = pytest.mark.slow
+
+LITERAL = "Where is <image> written?"
+QUESTIONS = [
+    {"question": "is there a circle?", "answer": "yes", "image": picture(0)},
+    {"question": LITERAL, "answer": "nowhere", "image": picture(1)},
+    {"question": "is there a circle?" * 300, "answer": "", "image": picture(2)},
+    {"question": "what shape is in the image?", "answer": "circle", "image": picture(3)},
+]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    return write_task(tmp_path_factory.mktemp("tasks"), "signs", QUESTIONS)
+
+
+@pytest.fixture(scope="module")
+def logged(tasks, tmp_path_factory):
+    """What lmms-eval logs of the task, the model choosing for itself."""
+    output = tmp_path_factory.mktemp("results")
+    return lmms_eval(output, "--include_path", tasks, "--tasks", "signs", model_args="pretrained=demo")
+
+
+def test_answers_are_those_of_generate(logged):
+    model, tokenizer = load("demo")
+    for n in (0, 3):
+        answer = generate(model, tokenizer, QUESTIONS[n]["question"], QUESTIONS[n]["image"], max_tokens=8)
+        assert logged["samples"]["signs"][n]["filtered_resps"] == answer.text.strip()
+
+
+def test_a_literal_image_is_text(logged):
+    sample = logged["samples"]["signs"][1]
+    assert sample["filtered_resps"]
+    assert sample["token_counts"][0]["problem"] is None
+
+
+def test_what_does_not_fit_into_the_context_is_answered_with_nothing_and_says_so(logged):
+    sample = logged["samples"]["signs"][2]
+    assert sample["filtered_resps"] == ""
+    assert "positions" in sample["token_counts"][0]["problem"]
+
+
+def test_samples_tell_visual_tokens_granularity_and_seconds(logged):
+    counts = [sample["token_counts"][0] for sample in logged["samples"]["signs"]]
+    for n in (0, 1, 3):
+        assert 0 < counts[n]["visual_tokens"] <= counts[n]["visual_tokens_finest"]
+        assert counts[n]["granularity"][0] in (1, 4, 16, 32, 64)
+        assert counts[n]["granularity_source"] == "router"
+        assert counts[n]["seconds"].keys() == {"preprocess", "vision", "router", "prefill", "generation"}
+        assert counts[n]["input_tokens"] > counts[n]["visual_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("model_args", "source"),
+    [("granularity=4", "forced"), ("max_visual_tokens=12", "budget"), ("token_cost=100", "cost")],
+)
+def test_it_looks_as_it_is_told(tasks, tmp_path, model_args, source):
+    options = ("--include_path", tasks, "--tasks", "signs", "--limit", 1)
+    found = lmms_eval(tmp_path, *options, model_args=f"pretrained=demo,{model_args}")
+    [sample] = found["samples"]["signs"]
+    assert sample["token_counts"][0]["granularity_source"] == source
+    assert sample["token_counts"][0]["visual_tokens"] <= 20
