@@ -59,9 +59,8 @@ def draw_explanation(explanation: Explanation, file: str | Path, title: str = ""
 def _heading(explanation: Explanation, title: str) -> str:
     """The question, and what was chosen."""
     view = explanation.view
-    saved = 1 - view.visual_tokens / view.visual_tokens_finest
-    chosen = f"{view.granularity} visual tokens per crop, {view.reason}: "
-    chosen += f"{view.visual_tokens:,} of {view.visual_tokens_finest:,} visual tokens ({saved:.1%} saved)"
+    chosen = f"Granularity {view.granularity}, {view.reason}: {view.visual_tokens:,} of "
+    chosen += f"{view.visual_tokens_finest:,} visual tokens ({view.saved:.1%} saved)"
     question = plotting.short(" ".join(title.split()), 90)
     return f"{question}\n{chosen}" if question else chosen
 
@@ -97,9 +96,9 @@ def _draw_tokens(axes: "Axes", explanation: Explanation) -> None:
         _outline(axes, crop)
         for box in _cut(crop):
             _rectangle(axes, box, facecolor=(1, 1, 1, 0.55), edgecolor="0.4", hatch="////", linewidth=0)
-    for crop in local:
-        _rectangle(axes, crop.box, fill=False, edgecolor="white", linewidth=2.6)
-        _rectangle(axes, crop.box, fill=False, edgecolor=plotting.BLUE, linewidth=1.4)
+    for color, width in (("white", 3.4), (plotting.BLUE, 2.0)):
+        for crop in local:
+            _rectangle(axes, crop.box, fill=False, edgecolor=color, linewidth=width, clip_on=False)
     rows, columns = geometry.token_grid
     whole = f"the whole in {rows} × {columns} tokens"
     crops = f"{len(local)} crop{'s' if len(local) > 1 else ''} of {rows} × {columns} tokens"
@@ -138,17 +137,19 @@ def _draw_heat(figure: "Figure | SubFigure", axes: "Axes", explanation: Explanat
     height, width = explanation.geometry.image_size
     _show(axes, explanation, explanation.image and explanation.image.convert("L").point(lambda x: 128 + x // 2))
     heat = explanation.heat(evidence, LONGEST // 2)
-    heat *= heat.size / 100  # of a hundredth of the image
+    padding = evidence.image - heat.sum()
+    heat *= heat.size / 100  # in a hundredth of the image
     most = float(np.abs(heat).max()) or 1.0
     alpha = 0.9 * np.sqrt(np.abs(heat) / most)
     scale: dict[str, Any] = {"cmap": plotting.DIVERGING, "vmin": -most, "vmax": most, "interpolation": "nearest"}
-    colors = axes.imshow(heat, extent=(0, width, height, 0), alpha=alpha, **scale)
+    axes.imshow(heat, extent=(0, width, height, 0), alpha=alpha, **scale)
     for crop in explanation.geometry.crops[1:]:
         _rectangle(axes, crop.box, fill=False, edgecolor="0.3", linewidth=0.6)
     axes.set_aspect("auto" if max(width, height) > 8 * min(width, height) else "equal")
-    axes.set(title=f"The image: {evidence.image:+.2f} for {evidence.choice} over {evidence.over}")
-    axes.title.set_position((0, 1))
-    bar = figure.colorbar(colors.cmap and _solid(scale), ax=axes, orientation="horizontal", shrink=0.9, aspect=30)
+    beside = f"\nof which on padding, in black: {_signed(padding)}" if abs(padding) >= 0.005 else ""
+    title = f"The image: {_signed(evidence.image)} for {evidence.choice} over {evidence.over}{beside}"
+    axes.set_title(title, loc="left")
+    bar = figure.colorbar(_solid(scale), ax=axes, orientation="horizontal", shrink=0.9, aspect=30)
     bar.set_label(f"← for {evidence.over}      evidence in 1 % of the image      for {evidence.choice} →")
     bar.outline.set_visible(False)
 
@@ -172,16 +173,20 @@ def _draw_words(axes: "Axes", explanation: Explanation, evidence: Evidence) -> N
     names, values = [name for name, _ in bars], [value for _, value in bars]
     colors = [plotting.FOR if value > 0 else plotting.AGAINST for value in values]
     drawn = axes.barh(range(len(bars)), values, 0.7, color=colors)
-    axes.bar_label(drawn, [f"{value:+.2f}" for value in values], padding=2, fontsize="x-small", color=plotting.GREY)
+    axes.bar_label(drawn, [_signed(value) for value in values], padding=2, fontsize="x-small", color=plotting.GREY)
     axes.axvline(0, color=plotting.GREY, linewidth=0.8)
     plotting.bars(axes, names)
     axes.margins(x=0.2)
-    axes.set_title(
-        f"The words: {sum(values):+.2f}; what no word and no image says: {evidence.unfilled + evidence.bias:+.2f}\n"
-        f"All together: {evidence.total:+.2f}, so {evidence.choice} is {np.exp(evidence.total):.3g} times as likely",
-        loc="left",
-    )
+    rest, times = evidence.unfilled + evidence.bias, np.exp(evidence.total)
+    title = f"The words: {_signed(sum(values))}; neither words nor image: {_signed(rest)}\n"
+    title += f"All together: {_signed(evidence.total)}, so {evidence.choice} is {times:.3g} times as likely"
+    axes.set_title(title, loc="left")
     axes.set_xlabel(f"evidence for {evidence.choice} over {evidence.over} (logits, linear scale)")
+
+
+def _signed(value: float) -> str:
+    """A number with its sign, as a picture shows it."""
+    return f"{round(value, 2) + 0:+.2f}".replace("-", "−")  # + 0: there is no negative zero
 
 
 def _readable(word: Word) -> str:

@@ -75,7 +75,7 @@ class View:
 
     def _repr_html_(self) -> str:
         counts = f"{self.visual_tokens:,} of {self.visual_tokens_finest:,} visual tokens ({self.saved:.1%} saved)"
-        told = html.paragraph(f"visual tokens per crop, {self.reason}: {counts}", str(self.granularity))
+        told = html.paragraph(f"{self.reason}: {counts}", f"Granularity {self.granularity},")
         if self.routing is None:
             return told
         odds = sorted(zip(self.routing.granularities, self.routing.probabilities, strict=True))
