@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from conftest import PHOTO, ROOT
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image, ImageDraw
@@ -41,13 +42,13 @@ def explained(tiny):
 
 
 def texts(figure: Figure) -> list[Text]:
-    """All that is written in a figure, but for ticks outside of their axes, which are not drawn."""
+    """All that is written in a figure, but for what is not drawn, such as ticks outside of their axes."""
     drawn: dict[Text, None] = {}
     draw = Text.draw
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Text, "draw", lambda self, *args, **kw: (drawn.setdefault(self), draw(self, *args, **kw))[1])
-        figure.canvas.draw()
-    return [text for text in drawn if text.get_text().strip()]
+        FigureCanvasAgg(figure).draw()
+    return [text for text in drawn if text.get_visible() and text.get_text().strip()]
 
 
 @pytest.mark.parametrize("name", SIZES)
