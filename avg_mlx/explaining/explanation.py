@@ -36,7 +36,8 @@ class Explanation:
         """
         others = [level.granularity for level in self.levels if level.granularity != self.view.granularity]
         if over is not None and over not in others:
-            raise InputError(f"{over} is no granularity to compare {self.view.granularity} with; choose from {others}")
+            choices = ", ".join(map(str, others))
+            raise InputError(f"{over} is no granularity to compare {self.view.granularity} with; choose from {choices}")
         if self.votes is None or self.view.routing is None or not others:
             return None
         return self.votes.evidence(self.view.granularity, self.view.routing.best_of(others) if over is None else over)
