@@ -90,15 +90,9 @@ def told(explanation: "Explanation", over: int | None) -> str:
     lines += ["", table(("granularity", "visual tokens", "votes", "logit", "probability"), rows, left=0)]
     if evidence is not None:
         pairs = sorted(zip(votes.words, evidence.words, strict=True), key=lambda pair: pair[0].position)
-        parts = [(repr(word.text), value) for word, value in pairs]
-        parts = [
-            ("the image", evidence.image),
-            *parts,
-            ("rows without a word", evidence.unfilled),
-            ("bias", evidence.bias),
-        ]
-        image = ("the image", evidence.image)
+        parts = [("the image", evidence.image), *((repr(word.text), value) for word, value in pairs)]
+        parts += [("rows without a word", evidence.unfilled), ("bias", evidence.bias)]
+        parts.append(("together: the difference of their logits", evidence.total))
         header = ("what", f"speaks for {evidence.choice} over {evidence.over}")
-        total = ("together: the difference of their logits", evidence.total)
-        lines += ["", table(header, [(what, f"{value:+.3f}") for what, value in (image, *parts, *rest, total)])]
+        lines += ["", table(header, [(what, f"{value:+.3f}") for what, value in parts])]
     return "\n".join(lines)
