@@ -84,13 +84,13 @@ def told(explanation: "Explanation", over: int | None) -> str:
     counts = [level.visual_tokens for level in explanation.levels]
     columns = (view.routing.granularities, counts, votes.sums, view.routing.logits, view.routing.probabilities)
     rows = [
-        (g, f"{count:,}", f"{votes:.3f}", f"{logit:.3f}", f"{probability:.1%}")
-        for g, count, votes, logit, probability in sorted(zip(*columns, strict=True))
+        (g, f"{count:,}", f"{vote:.3f}", f"{logit:.3f}", f"{probability:.1%}")
+        for g, count, vote, logit, probability in sorted(zip(*columns, strict=True))
     ]
     lines += ["", table(("granularity", "visual tokens", "votes", "logit", "probability"), rows, left=0)]
     if evidence is not None:
-        pairs = sorted(zip(votes.words, evidence.words, strict=True), key=lambda pair: pair[0].position)
-        parts = [("the image", evidence.image), *((repr(word.text), value) for word, value in pairs)]
+        words = ((repr(word.text), value) for word, value in explanation.words(evidence))
+        parts = [("the image", evidence.image), *words]
         parts += [("rows without a word", evidence.unfilled), ("bias", evidence.bias)]
         parts.append(("together: the difference of their logits", evidence.total))
         header = ("what", f"speaks for {evidence.choice} over {evidence.over}")
