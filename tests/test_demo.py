@@ -113,7 +113,9 @@ def test_the_reduced_table_is_made_again(sample, evaluated):
     assert summary["questions"] == kept["questions"] == len(sample)
     assert summary["modes"].keys() == kept["modes"].keys()
     for mode, one in summary["modes"].items():
-        assert one["accuracy"] == pytest.approx(kept["modes"][mode]["accuracy"], abs=1.001 / len(sample)), mode  # another device rounds
+        assert one["accuracy"] == pytest.approx(kept["modes"][mode]["accuracy"], abs=1.001 / len(sample)), (
+            mode
+        )  # another device rounds
         if mode.isdecimal():
             assert one["visual_tokens"] == kept["modes"][mode]["visual_tokens"]
 
@@ -138,7 +140,8 @@ def test_the_router_saves_most_tokens_on_shapes(evaluated):
 
 
 @pytest.mark.parametrize(
-    "question", ["WHAT SHAPE IS THIS?", "what shape is this", "Which shape is in the picture?", "What color is the shape?"]
+    "question",
+    ["WHAT SHAPE IS THIS?", "what shape is this", "Which shape is in the picture?", "What color is the shape?"],
 )
 def test_it_is_asked_in_any_words(demo, question):
     assert plain(generate(*demo, question, PICTURE).text) == ("yellow" if "color" in question else "rectangle")

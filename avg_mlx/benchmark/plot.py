@@ -5,45 +5,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import plotting
 from ..evaluation.modes import ADAPTIVE
-from ..evaluation.plot import DPI, STYLES, Style, draw_choices, draw_modes, name_modes, save
+from ..evaluation.plot import STYLES, Style, draw_choices, draw_modes, name_modes
 from .modes import BUDGET, COST
 
 COLUMNS = 3
-DIALLED = (STYLES[ADAPTIVE][0], "d", 5, "cost=: the router's choice at a token cost")
-BUDGETED = ("#CC79A7", "s", 5, "budget=: the router's choice within a budget")
+DIALLED = (plotting.BLUE, "d", 5, "cost=: the router's choice at a token cost")
+BUDGETED = (plotting.PINK, "s", 5, "budget=: the router's choice within a budget")
 
 
+@plotting.style()
 def plot_scores(summary: Mapping[str, Any], picture: Path) -> Path | None:
     """Draw each benchmark's modes as points with their intervals, in shares of the highest score.
 
     Returns None if nothing was scored, or where the plotting library (the plot extra) is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
     panels = {name: points for name, one in summary["benchmarks"].items() if (points := _points(one))}
-    if not panels:
-        return None
     columns = min(COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(1 + 4.5 * columns, 0.9 + 3.6 * rows), dpi=DPI, layout="constrained")
+    rows = math.ceil(len(panels) / max(1, columns))
+    figure = plotting.new_figure(0.9 + 3.6 * rows, 1 + 4.5 * columns)
+    if figure is None or not panels:
+        return None
     grid = figure.subplots(rows, columns, squeeze=False)
     styles = {**STYLES, **{mode: style for mode in summary["modes"] if (style := _style(mode))}}
     labels: dict[str, Any] = {}
     for axes, (name, points) in zip(grid.flat, panels.items(), strict=False):
         one = summary["benchmarks"][name]
-        axes.set_title(f"{one['title']} ({one['questions']:,} questions)", fontsize="medium")
+        axes.set_title(f"{one['title']} ({one['questions']:,} questions)")
         draw_modes(axes, points, styles)
-        axes.set_ylabel("score with 95 % interval")
+        axes.set_ylabel("score with 95 % interval (linear scale)")
         labels |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=2)
     for axes, points in zip(grid.flat, panels.values(), strict=False):
         name_modes(figure, axes, points, styles)
-    return save(figure, picture)
+    return plotting.save(figure, picture)
 
 
 def _points(one: Mapping[str, Any]) -> dict[str, Any]:
