@@ -64,14 +64,16 @@ class Job:
         for token, bias in self.logit_bias.items():
             _check("a token of logit_bias", token, 0, vocabulary - 1)
             _check("a bias of logit_bias", bias, -math.inf, math.inf)
+        if sampling.xtc_probability:
+            raise InputError("XTC draws from a random state that all answers would share; set xtc_probability to 0")
         if not all(self.stop):
             raise InputError("a stop text is empty; leave it out")
 
 
 def _check(name: str, value: float, least: float, most: float) -> None:
     if not (least <= value <= most and math.isfinite(value)):
-        bounds = f"from {least:g} to {most:g}" if math.isfinite(most) else "a finite number"
-        raise InputError(f"{name} is {value}; expected {bounds}")
+        bounds = [f"from {least:,g}"] * math.isfinite(least) + [f"to {most:,g}"] * math.isfinite(most)
+        raise InputError(f"{name} is {value}; expected {' '.join(['a number', *bounds])}")
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,33 @@ Event = Routed | Piece | Done | Failed
 Deliver = Callable[[Event], None]  # called in the engine's thread; it must return at once
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """How much the engine takes on at a time; None leaves a size to the machine (`engine.sizing`).
+
+    slots: answers that run together. queue: requests that wait for one. kv_bytes: KV of running answers. prefix_bytes:
+    KV that is kept for prompts that begin alike. vision_bytes: features that are kept of images. prefill_step_size:
+    positions that are prefilled between two tokens of the others. token_cost_under_load: is added to the token cost of
+    images that "auto" chooses for, while more requests wait than there are slots.
+    """
+
+    slots: int = 8
+    queue: int = 64
+    kv_bytes: int | None = None
+    prefix_bytes: int | None = None
+    vision_bytes: int | None = None
+    prefill_step_size: int = 512
+    token_cost_under_load: float = 0.0
+
+    def check(self) -> None:
+        """Raise InputError for values that are out of bounds."""
+        for name in ("slots", "queue", "prefill_step_size"):
+            _check(name, getattr(self, name), 1, 2**31)
+        for name in ("kv_bytes", "prefix_bytes", "vision_bytes"):
+            _check(name, getattr(self, name) or 0, 0, 2**63)
+        _check("token_cost_under_load", self.token_cost_under_load, 0, math.inf)
+
+
 class Ticket(Protocol):
     """A request that was submitted."""
 
@@ -200,7 +229,7 @@ class Status:
 
 
 class Engine(Protocol):
-    """One thread that owns MLX and the model, as the HTTP side sees it; `serving.engine.Engine` is the one there is."""
+    """One thread that owns MLX and the model, as the HTTP side sees it; `engine.thread.Engine` is the one there is."""
 
     config: Config  # of the model, once it is started
 
