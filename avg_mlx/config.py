@@ -13,7 +13,15 @@ from typing import Any, Literal
 
 from .config_values import at_most, check_types, one_of
 from .errors import InputError, shown
-from .geometry import Pair, best_resolution, poolings, token_grid, visual_token_count
+from .geometry import (
+    ImageGeometry,
+    Pair,
+    best_resolution,
+    image_geometry,
+    poolings,
+    token_grid,
+    visual_token_count,
+)
 
 MODEL_TYPE = re.compile(r"llava_([a-z0-9_]{1,40})")  # the authors' way to name the language model, by mlx-lm's name
 HUB_TYPES = {"llava_next": "LlavaNext", "llava": "Llava"}  # and how transformers' classes begin
@@ -203,6 +211,18 @@ class Config:
         """Count the tokens that an image of (height, width) takes at `granularity`."""
         crop_grid = self.crop_grid(image_size)
         return visual_token_count(granularity, self.vision.patch_grid, crop_grid, image_size, self.rounds)
+
+    def geometry(self, granularity: int, image_size: Pair) -> ImageGeometry:
+        """Place an image's crops and tokens over the image of (height, width)."""
+        return image_geometry(
+            granularity,
+            self.vision.patch_grid,
+            self.vision.image_size,
+            self.crop_grid(image_size),
+            image_size,
+            self.image_aspect_ratio,
+            self.rounds,
+        )
 
     @property
     def rounds(self) -> bool:

@@ -33,7 +33,7 @@ class Network:
         self.requests: list[bytes] = []
 
     async def resolve(self, host: str, port: int) -> list[str]:
-        """Names of the test have their addresses, which may change from one call to the next; the system reads others."""
+        """Names of the test have their addresses, which may change with each call; the system reads others."""
         if host in self.names:
             addresses = self.names[host]
             return [addresses.pop(0)] if len(addresses) > 1 else addresses
@@ -76,7 +76,7 @@ def test_a_public_image_is_fetched_from_the_address_that_was_checked(example):
     assert b"host: example.org\r\n" in example.requests[0].lower()
 
 
-REFUSED = """
+SPELLINGS = """
 127.0.0.1 127.1 127.000.0.1 0x7f.0.0.1 0177.0.0.1 2130706433 0x7f000001 localhost LOCALHOST localhost.
 127.255.255.254 0.0.0.0 0 [::1] [0:0:0:0:0:0:0:1] [::] [::127.0.0.1] [::ffff:127.0.0.1] [::ffff:7f00:1]
 ①②⑦.⓪.⓪.① ⓛocalhost 127。0。0。1
@@ -85,10 +85,10 @@ REFUSED = """
 [fc00::1] [fd12:3456::1] [fec0::1] [64:ff9b::7f00:1] [64:ff9b::808:808] [64:ff9b:1::a00:1] [2002:7f00:1::]
 [2002:808:808::1] [2001:0:7f00:1::] 224.0.0.1 239.255.255.250 [ff02::1] 240.0.0.1 255.255.255.255
 192.0.2.1 198.51.100.1 203.0.113.1 [2001:db8::1]
-""".split()
+"""
 
 
-@pytest.mark.parametrize("host", REFUSED)
+@pytest.mark.parametrize("host", SPELLINGS.split())
 def test_what_is_not_public_is_not_reached(example, host):
     """In every spelling that the system's resolver reads. Some it does not read; those are not reached either."""
     with pytest.raises(InputError):

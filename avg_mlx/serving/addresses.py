@@ -4,7 +4,7 @@ import ipaddress
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that is given out; NAT64, IPv4-mapped and local ones lie outside
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # all given out; NAT64, IPv4-mapped and local ones lie outside
 NOT_PUBLIC = tuple(
     map(
         ipaddress.ip_network,

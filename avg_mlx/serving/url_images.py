@@ -1,8 +1,8 @@
 """Images that a request names by their address: fetched from the public internet only, within limits.
 
-A server that fetches whatever it is told could be made to reach what only its own network reaches. So a name is resolved
-once, all its addresses are checked, and the connection goes to one of those that were checked; each redirect goes the
-same way. Proxies that the environment names are not used, since they would resolve names themselves.
+A server that fetches whatever it is told could be made to reach what only its own network reaches. So a name is
+resolved once, all its addresses are checked, and the connection goes to one of those that were checked; each redirect
+goes the same way. Proxies that the environment names are not used, since they would resolve names themselves.
 """
 
 import asyncio
@@ -130,9 +130,7 @@ class UrlImages:
         finally:
             writer.transport.abort()
 
-    async def _open(
-        self, target: Target, addresses: list[str]
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _open(self, target: Target, addresses: list[str]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the first of the checked addresses that answers."""
         secure: dict[str, Any] = {}
         if target.scheme == "https":  # the certificate must be the host's, though the connection goes to an address
