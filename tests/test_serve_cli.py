@@ -96,7 +96,7 @@ def test_a_server_that_is_asked_to_end_leaves_no_stream_without_its_end(tiny_fol
         for thread in threads:
             thread.start()
         metric = re.compile(r'avg_mlx_requests\{stage="decoding"\} ([1-9])')
-        while not metric.search(httpx.get(f"{server.url}/metrics", timeout=60).text) and not len(results) == 6:
+        while not metric.search(httpx.get(f"{server.url}/metrics", timeout=60).text) and len(results) != 6:
             time.sleep(0.01)
         assert server.end() == 0
         for thread in threads:
