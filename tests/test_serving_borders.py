@@ -328,6 +328,10 @@ SOURCES = [
     "HTTP://127.0.0.1/x.png",
 ]
 BODIES = [b"", b"{", b"[]", b"1", b"null", b'"x"', b"\xff\xfe", b"{}", b'{"a":1,"a":2}', b"[" * 100_000, b'{"a":NaN}']
+BODIES += [
+    json.dumps(chat("Why?", WIDE)).replace('"max_tokens": 8', more).encode()
+    for more in ('"token_cost": 1e400', '"seed": 1e400', f'"token_cost": {"9" * 290}e30')
+]
 
 
 def bad_bodies() -> list[bytes]:
