@@ -17,7 +17,8 @@ from collections.abc import Iterator
 import mlx.core as mx
 
 from avg_mlx.bench.measure import prompt_of, synthetic_image
-from avg_mlx.bench.presets import random_model, word_tokenizer
+from avg_mlx.bench.presets import preset_keys, random_model, word_tokenizer
+from avg_mlx.config import Config
 from avg_mlx.inference.options import Looking
 from avg_mlx.inference.steps import read_crops
 from avg_mlx.inputs.tokenizer import Tokenizer
@@ -38,13 +39,15 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float32")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    print(f"{mx.default_device()}, {args.random_weights}, {args.dtype}\n")
+    if args.what == "sizing":
+        model = Model(Config.from_dict(preset_keys(args.random_weights)))  # of which nothing is ever computed
+        model.set_dtype(getattr(mx, args.dtype))
+        print(sizes(Sizing.of(model)))
+        return
     model = random_model(args.random_weights, args.dtype)
     tokenizer = word_tokenizer(model.config.vocab_size)
     tokenizer.eos_token_ids = ()
-    print(f"{mx.default_device()}, {args.random_weights}, {args.dtype}\n")
-    if args.what == "sizing":
-        print(sizes(Sizing.of(model)))
-        return
     engine = Engine(lambda: (model, tokenizer), EngineOptions(slots=CLIENTS))
     engine.start()
     try:

@@ -147,9 +147,10 @@ STAGES = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_who_gives_up_frees_their_place_within_one_step(stopping, expected, stage):
-    core, config = make_core(stopping, slots=2, prefix_bytes=0), stopping[0].config
-    other, _ = ask(core, QUESTIONS[7].job(config))
+def test_who_gives_up_frees_their_place_within_one_step(endless, stage):
+    core, config = make_core(endless, slots=2, prefix_bytes=0), endless[0].config
+    question = Question("Why is it so?", (WIDE,), (16,), {"max_tokens": 60})
+    other, _ = ask(core, question.job(config))
     if stage != "queued":
         while core.status().preparing or not len(core.decoder):
             core.step()
@@ -165,7 +166,7 @@ def test_who_gives_up_frees_their_place_within_one_step(stopping, expected, stag
     assert len(core.admission) == status.decoding
     assert status.decoding + status.preparing == 1  # the other one
     finish(core)
-    same(other, expected[7])
+    same(other, question.alone(endless))
     assert core.status().totals.outcomes == {"done": 1, "cancelled": 1}
     empty(core)
 
@@ -233,10 +234,10 @@ def test_what_the_client_gave_fails_before_it_is_routed(stopping, expected, chan
 
 def test_as_many_tokens_as_there_is_memory_for(endless):
     """A limit that is left to the server is bounded by its memory too."""
-    core = make_core(endless, kv_bytes=(256 + 100) * Sizing.of(endless[0]).per_position)
+    core = make_core(endless, kv_bytes=(256 + 200) * Sizing.of(endless[0]).per_position)
     [client] = answer_all(core, [QUESTIONS[2].job(endless[0].config, max_tokens=-1)])
     answer = client.answer
-    assert answer.prompt_tokens + len(answer.token_ids) - 1 == 100
+    assert answer.prompt_tokens + len(answer.token_ids) - 1 == 200
     assert answer.finish_reason == "length"
 
 

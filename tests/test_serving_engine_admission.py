@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 import pytest
-from engine_clients import SQUARE, TALL, WIDE, Question, ask, empty, finish, make_core
+from engine_clients import SQUARE, TALL, WIDE, Question, answer_all, ask, empty, finish, make_core
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,7 +71,7 @@ QUESTIONS = [
 
 
 @settings(max_examples=8)
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(1, 4), st.integers(512, 2500))
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(1, 4), st.integers(800, 3000))
 def test_running_batches_hold_no_more_kv_than_they_may(tiny, asked, slots, positions):
     per_position = Sizing.of(tiny[0]).per_position
     limit = positions * per_position
@@ -127,7 +127,7 @@ def test_a_limit_below_one_step_of_a_cache_is_refused(tiny):
 def test_prompts_that_wait_for_memory_have_been_looked_at(tiny):
     """Their client knows the routing while the answers before run on."""
     per_position, config = Sizing.of(tiny[0]).per_position, tiny[0].config
-    core = make_core(tiny, kv_bytes=(KV_STEP + 300) * per_position)
+    core = make_core(tiny, kv_bytes=(KV_STEP + 400) * per_position)
     first, _ = ask(core, QUESTIONS[2].job(config))
     second, ticket = ask(core, QUESTIONS[0].job(config))
     while not second.events:
@@ -147,17 +147,17 @@ def test_prompts_that_wait_for_memory_have_been_looked_at(tiny):
 def test_a_full_queue_makes_visual_tokens_dearer(tiny, waiting, costly):
     """Of the requests in the queue the first is looked at while the others wait: more than there are slots, or not."""
     config = tiny[0].config
-    core = make_core(tiny, slots=2, token_cost_under_load=1000.0)
-    [plain] = [ask(make := make_core(tiny), Question("Why?", (WIDE,)).job(config, route_only=True))[0]]
-    finish(make)
-    clients = [ask(core, Question("Why?", (WIDE,)).job(config, route_only=True))[0] for _ in range(waiting)]
-    finish(core)
+    core = make_core(tiny, slots=2, token_cost_under_load=1e9)
+    job = Question("Why?", (TALL,)).job(config, route_only=True)
+    [plain] = answer_all(make_core(tiny), [job])
+    clients = answer_all(core, [job] * waiting)
     [first, *_, last] = clients
     assert first.events[0].under_load == costly
     assert (first.events[0].views == plain.events[0].views) == (not costly)
     if costly:
         [view] = first.events[0].views
-        assert (view.granularity, view.source) == (1, "cost")
+        counts = {g: config.visual_tokens(g, job.images[0].image_size) for g in config.granularities}
+        assert (view.granularity, view.source) == (min(counts, key=counts.get), "cost")
         assert view.routing == plain.events[0].views[0].routing
     assert not last.events[0].under_load
     assert last.events[0].views == plain.events[0].views
@@ -166,7 +166,7 @@ def test_a_full_queue_makes_visual_tokens_dearer(tiny, waiting, costly):
 
 def test_load_changes_nothing_that_was_forced(tiny):
     config = tiny[0].config
-    core = make_core(tiny, slots=1, token_cost_under_load=1000.0)
+    core = make_core(tiny, slots=1, token_cost_under_load=1e9)
     job = Question("Why?", (WIDE,), (16,)).job(config, route_only=True)
     clients = [ask(core, job)[0] for _ in range(4)]
     finish(core)

@@ -79,8 +79,7 @@ def test_many_threads_ask_and_each_gets_its_answer(engine, expected):
             try:
                 clients[n], _ = submit(engine, QUESTIONS[n % 3])
                 return
-            except Full as full:
-                assert full.retry_after >= 1
+            except Full:
                 time.sleep(0.01)
 
     threads = [threading.Thread(target=asking, args=(n,)) for n in range(12)]
@@ -352,6 +351,5 @@ def test_an_image_of_many_crops_keeps_nobody_waiting_for_more_than_one_step(tiny
         assert len(passes) - seen <= 1
         tokens.append(sum(isinstance(event, Piece) for event in running.events) - text)
     assert new.ended
-    positions = new.answer.prompt_tokens
-    assert len(tokens) >= 2 + positions // 16  # two images, and a step for each stretch
+    assert len(tokens) >= 2 + new.answer.counters.prefilled // 16  # two images, and a step for each stretch
     assert sum(tokens) >= len(tokens) - 3  # a token each, but for those that are no character yet
