@@ -2,8 +2,8 @@
 
     python benchmarks/serving_http.py --model demo --clients 1 8 32
 
-Each client asks one question after the other about an image, streamed. The server is a process of its own, and so is the
-one that asks for /health.
+Each client asks one question after the other about an image, streamed. The server is a process of its own, and so is
+the one that asks for /health.
 """
 
 import argparse

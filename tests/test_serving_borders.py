@@ -148,21 +148,30 @@ def test_all_requests_together_hold_no_more_than_they_may(own):
         assert server.post(chat("Why?")).status_code == 200
 
 
-def test_a_full_server_says_when_to_come_again(own):
-    """One answer runs, one request waits, and there is no place for another."""
+def test_a_full_server_says_when_to_come_again(own, monkeypatch):
+    """The engine is in the middle of a step, one request waits, and there is no place for another."""
     options = EngineOptions(slots=1, queue=1, prefill_step_size=32, kv_bytes=1 << 24)
     with serving(own, options) as server:
-        body = chat("Tell me a long story.", max_tokens=400)
-        threads = [threading.Thread(target=server.post, args=(body,)) for _ in range(2)]
-        threads[0].start()
-        until(lambda: server.engine.snapshot().decoding == 1)
-        threads[1].start()
-        until(lambda: server.engine.snapshot().waiting == 1)
+        core, began, go_on = server.engine._core, threading.Event(), threading.Event()
+        step = core.step
+
+        def halting() -> None:
+            began.set()
+            assert go_on.wait(120)
+            step()
+
+        monkeypatch.setattr(core, "step", halting)
+        statuses: list[int] = []
+        waiting = threading.Thread(target=lambda: statuses.append(server.post(chat("Why?")).status_code))
+        waiting.start()
+        assert began.wait(120)
+        assert server.engine.snapshot().waiting == 1
         response = server.post(chat("Why?"))
         assert refused(response, 429)["type"] == "rate_limit_error"
         assert int(response.headers["retry-after"]) >= 1
-        for thread in threads:
-            thread.join()
+        go_on.set()
+        waiting.join()
+        assert statuses == [200]
         assert server.post(chat("Why?")).status_code == 200
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from ..errors import shown
 from .problems import bad_field
 
-
 LARGEST = 1e300  # JSON has numbers that no float holds, and 1e400, which is read as infinite
 
 
