@@ -174,4 +174,4 @@ def test_no_request_that_the_description_allows_or_forbids_is_a_fault_of_ours(ow
         assert server.idle
         assert server.post(chat("Why?")).status_code == 200
     assert len(statuses) == (8 if positive else 3)
-    assert all((200 if positive else 400) in statuses[path] for path in statuses if "{" not in path)
+    assert (200 if positive else 400) in statuses[PATH]

@@ -88,7 +88,7 @@ def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
 
 def _schemas(model: str) -> dict[str, Schema]:
     looking = {
-        "model": _nullable("string", examples=[model]),
+        "model": {"enum": [model, None]},
         "granularity": {
             "description": "Visual tokens per crop, or auto: the router's choice.",
             "anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}, {"type": "null"}],
