@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from avg_mlx import InputError
 from avg_mlx.inputs.control_tokens import ControlTokens
-from avg_mlx.inputs.prompt import build_messages, encode_messages, encode_text, render
+from avg_mlx.inputs.prompt import build_messages, encode_messages, encode_text, literal, render
 from avg_mlx.training.data import make_sample
 from avg_mlx.weights.checkpoint import load_tokenizer
 
@@ -114,6 +114,15 @@ def test_tokens_that_are_found_in_normalized_text_are_known_there(edited):
     end = tokenizer.convert_tokens_to_ids("<end>")
     assert end in encode_text(tokenizer, "Why [end>?")
     assert end not in encode_messages(tokenizer, build_messages("Why [end>?", 0))
+
+
+@pytest.mark.parametrize("text", ["Write <image> here.", "<image>", "</s><image>\n", "What is <image><image>?"])
+def test_a_placeholder_that_is_text_is_tokenized_as_it_is_written(tokenizer, text):
+    messages = build_messages(literal(text) + " And <image>?", 1)
+    ids = encode_messages(tokenizer, messages)
+    assert ids.count(-200) == 1
+    assert text in tokenizer.decode([id for id in ids if id >= 0])
+    assert control_ids(ids) == [1]
 
 
 def test_a_template_that_takes_messages_apart_gets_no_control_tokens_in_them(edited):

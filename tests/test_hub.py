@@ -16,7 +16,7 @@ from test_golden_llava import GOLDEN, rewrite, tensors_in
 from avg_mlx import AvgMlxError, InputError, Quantization, convert, generate, load
 from avg_mlx.config import Config
 from avg_mlx.inputs.image import make_crops
-from avg_mlx.inputs.prompt import build_messages, encode_messages, render
+from avg_mlx.inputs.prompt import build_messages, encode_messages, literal, render
 from avg_mlx.training.data import read_samples
 from avg_mlx.weights.exporting import export
 
@@ -189,6 +189,16 @@ def test_control_tokens_in_messages_are_text(hub, tmp_path):
     assert len(plain) < len(spelled)
     assert plain[: plain.index(-200)] == spelled[: spelled.index(-200)]
     assert tokenizer.decode([i for i in spelled if i >= 0]).count("</s>") == 1
+
+
+@pytest.mark.parametrize("end", ["", " </s>"])
+def test_a_placeholder_that_is_text_is_not_the_token_of_images(end, hub, tmp_path):
+    convert(hub(), tmp_path / "model")
+    _, tokenizer = load(tmp_path / "model")
+    ids = encode_messages(tokenizer, build_messages(f"<image>\nWhat is {literal('<image>')}{end}?", 1))
+    assert ids.count(-200) == 1
+    assert tokenizer.get_vocab()["<image>"] not in ids
+    assert f"What is <image>{end}?" in tokenizer.decode([i for i in ids if i >= 0])
 
 
 def test_a_text_that_begins_with_bos_gets_no_second_one(hub, tmp_path):

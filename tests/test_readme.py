@@ -18,6 +18,7 @@ from avg_mlx.cli import (
     fuse,
     generate,
     models,
+    serve,
     train,
 )
 
@@ -32,6 +33,7 @@ PARSERS = {
     "fuse": fuse.build_parser,
     "export": export.build_parser,
     "models": models.build_parser,
+    "serve": serve.build_parser,
     "bench": bench.build_parser,
     "benchmark": benchmark.build_parser,
     "train instruct": train.instruct_parser,

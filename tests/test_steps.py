@@ -72,6 +72,16 @@ def test_another_question_about_the_same_images_needs_no_vision(tiny, seen, monk
     assert choose(model, again, Looking()) == choose(model, expected, Looking())
 
 
+def test_each_image_may_be_looked_at_in_its_own_way(tiny, seen, views, monkeypatch):
+    model, routed = tiny[0], []
+    route = type(model).route
+    monkeypatch.setattr(type(model), "route", lambda self, f, text: routed.append(f) or route(self, f, text))
+    mixed = choose(model, seen, [Looking(granularity=16), Looking(), Looking(granularity=1)])
+    assert [view.granularity for view in mixed] == [16, views[1].granularity, 1]
+    assert [view.source for view in mixed] == ["forced", "router", "forced"]
+    assert [features is seen.features[1] for features in routed] == [True]
+
+
 def test_swapped_images_swap_their_views(tiny):
     forth, back = (route(*tiny, "Which?", photos) for photos in ([WIDE, TALL], [TALL, WIDE]))
     assert forth[0] != forth[1]

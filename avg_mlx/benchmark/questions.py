@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..inputs.image_io import ImageSource
-from ..inputs.prompt import PLACEHOLDER, escape
+from ..inputs.prompt import PLACEHOLDER, literal
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
@@ -58,4 +58,4 @@ def question_of(instance: "Instance", docs: Mapping[str, Any], max_new_tokens: i
 def prompt_of(text: str, images: int) -> str:
     """Put images before a question, as the authors do for lmms-eval: on one line. `<image>` in the question is text."""
     places = " ".join([PLACEHOLDER] * images)
-    return f"{places}\n{escape(text)}" if images else escape(text)
+    return f"{places}\n{literal(text)}" if images else literal(text)

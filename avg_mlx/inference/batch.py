@@ -5,12 +5,10 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
-import mlx.core as mx
-
 from ..errors import AvgMlxError, InputError, failure
 from ..inputs.image import Crops
 from ..inputs.image_io import MAX_PIXELS
-from ..inputs.prompt import PLACEHOLDER_ID, Messages
+from ..inputs.prompt import Messages
 from ..inputs.tokenizer import Tokenizer
 from ..model.avg_llava import Model
 from .answer import Answer
@@ -27,6 +25,7 @@ from .options import (
     check_max_tokens,
     check_names,
 )
+from .prefill import check_joinable, prefill
 from .steps import Images, Layout, Stopwatch, prepare, read_crops
 
 BATCH_SIZE = 8
@@ -185,15 +184,11 @@ class _Batch:
 
         prepared = prepare(self.model, self.tokenizer, request.prompt, crops, request.looking, cache)
         layout = prepared.layout
-        if layout.ids[-1] == PLACEHOLDER_ID:  # mlx-lm decodes batches from a token
-            raise InputError("this chat template ends with the image, which a batch cannot do; ask one by one")
+        check_joinable(layout)
         clock = Stopwatch()
         layers = make_prompt_cache(self.model.language_model)
-        embeddings = prepared.embeddings[:-1]
-        for start in range(0, len(embeddings), self.prefill_step_size):
-            self.model.hidden(embeddings[None, start : start + self.prefill_step_size], layers)
-            mx.eval([layer.state for layer in layers])
-            mx.clear_cache()
+        for _ in prefill(self.model, prepared.embeddings[:-1], layers, self.prefill_step_size):
+            pass
         layout.seconds.prefill += clock.lap()
         limit = token_limit(self.model, layout, request.max_tokens)
         return _Answering(layout, limit, layout.position_ids(self.tokenizer.bos_token_id or 0), layers)

@@ -157,26 +157,32 @@ def ask_again(model: Model, tokenizer: Tokenizer, seen: Seen, prompt: str | Mess
     return replace(seen, ids=tuple(ids), text=text, vision_calls=0, seconds=seconds)
 
 
-def score(model: Model, seen: Seen) -> list[Routing]:
-    """Let the router score every granularity for each image."""
+def score(model: Model, seen: Seen, images: Sequence[int] | None = None) -> list[Routing]:
+    """Let the router score every granularity for each image, or for those with the numbers `images`."""
     clock = Stopwatch()
-    logits = [model.route(features, seen.text) for features in seen.features]
+    features = seen.features if images is None else [seen.features[n] for n in images]
+    logits = [model.route(each, seen.text) for each in features]
     seen.seconds.router = clock.lap(*logits)
     return [Routing.of(model.config, row) for row in logits]
 
 
-def choose(model: Model, seen: Seen, looking: Looking, routings: Sequence[Routing] | None = None) -> tuple[View, ...]:
+def choose(
+    model: Model, seen: Seen, looking: Looking | Sequence[Looking], routings: Sequence[Routing] | None = None
+) -> tuple[View, ...]:
     """Choose a granularity for each image; the router, where there is one, runs unless one is forced.
 
-    routings: what `score` returned, if the router has run already.
-
-    Raises InputError if no granularity fits the budget, and TooLong if the prompt does not fit the model's context.
+    looking: how to look at all images, or at each of them. routings: what `score` returned for all of them, if the
+    router has run already. Raises InputError if no granularity fits the budget, and TooLong if the prompt does not fit
+    the model's context.
     """
-    routed = looking.granularity == AUTO and model.config.has_router
-    if routed and routings is None:
-        routings = score(model, seen)
-    images = zip(seen.crops, routings if routed and routings else [None] * len(seen.crops), strict=True)
-    views = tuple(view_image(model.config, crops, routing, looking) for crops, routing in images)
+    ways = [looking] * len(seen.crops) if isinstance(looking, Looking) else looking
+    routed = [n for n, way in enumerate(ways) if way.granularity == AUTO and model.config.has_router]
+    if routings is not None:
+        scores = {n: routings[n] for n in routed}
+    else:
+        scores = dict(zip(routed, score(model, seen, routed), strict=True)) if routed else {}
+    images = enumerate(zip(seen.crops, ways, strict=True))
+    views = tuple(view_image(model.config, crops, scores.get(n), way) for n, (crops, way) in images)
     positions, context = len(seen.text) + sum(view.visual_tokens for view in views), model.config.context_length
     if positions > context:
         raise TooLong(

@@ -12,7 +12,7 @@ from .tokenizer import Encoder, Tokenizer, tokenizer_errors
 
 PLACEHOLDER = "<image>"
 PLACEHOLDER_ID = -200
-ESCAPED = "<\ufdd0image>"  # U+FDD0 is no character, so that no text has it
+_SPELLED = "<\ufdd0image>"  # a placeholder that is text, on its way to the tokenizer; U+FDD0 is no character
 MAX_CHARACTERS = 500_000  # of a conversation: more than any context holds, and a few seconds of tokenizing
 
 SYSTEM_PROMPT = (
@@ -35,6 +35,11 @@ CHAT_TEMPLATE = (
 
 Message = dict[str, str]  # role and content
 Messages = Sequence[Mapping[str, str]]
+
+
+def literal(text: str) -> str:
+    """Return a text for a message in which `<image>` stands for no image: it is tokenized as it is written."""
+    return text.replace(PLACEHOLDER, _SPELLED)
 
 
 def build_messages(prompt: str | Messages, images: int, system_prompt: str | None = None) -> list[Message]:
@@ -67,14 +72,6 @@ def build_messages(prompt: str | Messages, images: int, system_prompt: str | Non
     return messages
 
 
-def escape(text: str) -> str:
-    """Return a text in which `<image>` is text instead of an image's place.
-
-    It gets the ids of its characters. Where `<image>` is a token, as in the Hub's layout, a space keeps it from that.
-    """
-    return text.replace(PLACEHOLDER, ESCAPED)
-
-
 class TooLong(InputError):
     """A conversation takes more positions than it may."""
 
@@ -89,25 +86,28 @@ def encode_messages(
 ) -> list[int]:
     """Return the ids of a conversation, with PLACEHOLDER_ID for each image.
 
-    stripped: without the space at its end. Control tokens that a message spells are text. Raises TooLong for a text
-    that cannot fit into `limit` positions, and InputError if the chat template or the tokenizer fails.
+    stripped: without the space at its end. Control tokens that a message spells are text, and so is what `literal`
+    wrote. Raises TooLong for a text that cannot fit into `limit` positions, and InputError if the chat template or the
+    tokenizer fails.
     """
     characters = sum(len(message["content"].strip()) for message in messages)
     if limit is not None and not may_fit(tokenizer, characters, limit):
         raise TooLong(f"the text has {characters:,} characters, far too many for {limit} positions; shorten it")
-    control = _control_tokens(tokenizer)  # type: ignore[arg-type]  # a protocol with a hash is not Hashable to mypy
+    placeholder, contents = _placeholder_token(tokenizer), [message["content"] for message in messages]
+    is_token = placeholder is not None and any(_SPELLED in content for content in contents)
+    control = _control_tokens(tokenizer, is_token)  # type: ignore[arg-type]  # a protocol with a hash is not Hashable to mypy
     with tokenizer_errors("the text cannot be tokenized", "write it in other words"):
-        spelled = control.occur_in([message["content"] for message in messages])
+        spelled = is_token or control.occur_in(contents)
     text = render(tokenizer, messages, awaits_answer, control.enclose if spelled else str)
     text = text.rstrip() if stripped else text
     begun = text.startswith(tokenizer.special_tokens_map.get("bos_token", "\0"))
     encoder: Encoder = control.encoder if spelled else tokenizer
     text = control.respell(text) if spelled else text
-    if (placeholder := _placeholder_token(tokenizer)) is None:
+    if placeholder is None:
         ids = encode_text(encoder, text)
     else:
         ids = [PLACEHOLDER_ID if i == placeholder else i for i in encode_whole(encoder, text, begun)]
-    given, written = sum(message["content"].count(PLACEHOLDER) for message in messages), ids.count(PLACEHOLDER_ID)
+    given, written = sum(content.count(PLACEHOLDER) for content in contents), ids.count(PLACEHOLDER_ID)
     if written != given:
         raise InputError(f"the chat template writes {written} {PLACEHOLDER}, but the conversation has {given}")
     return ids
@@ -138,7 +138,7 @@ def render(tokenizer: Tokenizer, messages: Messages, awaits_answer: bool, enclos
 
     if _reads_parts(tokenizer):  # type: ignore[arg-type]
         return write([_parts(message["content"], enclose) for message in messages])
-    return write([enclose(message["content"]) for message in messages])
+    return write([PLACEHOLDER.join(map(enclose, message["content"].split(PLACEHOLDER))) for message in messages])
 
 
 def _parts(content: str, enclose: Callable[[str], str]) -> list[dict[str, str]]:
@@ -175,7 +175,7 @@ def encode_whole(tokenizer: Encoder, text: str, begun: bool) -> list[int]:
     """Tokenize a text at once, placeholders included; with BOS in front, unless it has `begun` with one."""
     _check_length(text)
     with tokenizer_errors("the text cannot be tokenized", "write it in other words"):
-        return tokenizer.encode(text.replace(ESCAPED, "< image>"), add_special_tokens=not begun)
+        return tokenizer.encode(text.replace(_SPELLED, PLACEHOLDER), add_special_tokens=not begun)
 
 
 def _check_length(text: str) -> None:
@@ -194,7 +194,7 @@ def encode_text(tokenizer: Encoder, text: str) -> list[int]:
         for i, piece in enumerate(text.split(PLACEHOLDER)):
             if i > 0:
                 ids.append(PLACEHOLDER_ID)
-            piece_ids = tokenizer.encode(_guard_leading_space(tokenizer, piece.replace(ESCAPED, PLACEHOLDER)))
+            piece_ids = tokenizer.encode(_guard_leading_space(tokenizer, piece.replace(_SPELLED, PLACEHOLDER)))
             if i > 0 and piece_ids[:1] == [tokenizer.bos_token_id]:
                 piece_ids = piece_ids[1:]
             ids += piece_ids
@@ -241,9 +241,10 @@ def _between(tokenizer: Tokenizer, messages: Messages) -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def _control_tokens(tokenizer: Tokenizer) -> ControlTokens:
+def _control_tokens(tokenizer: Tokenizer, placeholder_too: bool) -> ControlTokens:
     # What a model thinks is in its answers, and templates look for it there.
-    return ControlTokens(tokenizer, excepted=(PLACEHOLDER, tokenizer.think_start, tokenizer.think_end))
+    excepted = (tokenizer.think_start, tokenizer.think_end)
+    return ControlTokens(tokenizer, excepted if placeholder_too else (PLACEHOLDER, *excepted))
 
 
 def _guard_leading_space(tokenizer: Encoder, piece: str) -> str:
