@@ -29,7 +29,7 @@ def declines(answer: str) -> bool:
 
 def print_accuracy(lines: list[dict]) -> None:
     """A row for every category, a column for every mode; then how many good questions are declined."""
-    modes = ["adaptive", "random", *(str(granularity) for granularity in lines[0]["granularities"])]
+    modes = [mode for mode in lines[0]["chosen"] if mode != "oracle"]
     print("| questions | | " + " | ".join(modes) + " |\n|---|---:|" + "---:|" * len(modes))
     groups: dict[str, list[dict]] = {}
     for line in lines:
