@@ -7,7 +7,9 @@ import pytest
 from lmms_runs import avg_mlx, lmms_eval, rows_of
 from made_up import OWNER, picture, write_task
 
+from avg_mlx import load
 from avg_mlx.benchmark.paper import PAPER
+from avg_mlx.inputs.prompt import build_messages, encode_messages
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +109,10 @@ def test_a_data_set_that_cannot_be_had_leaves_the_others_running(data_root, tmp_
 @pytest.fixture
 def broken(tmp_path):
     """A task whose first and third images are damaged, and whose last question fits the context at 1 and not at 64."""
-    content = [("yes?", b"nothing"), ("a circle?", picture(1)), ("no?", b"nothing"), ("a triangle? " * 160, picture(2))]
+    model, tokenizer = load("demo")
+    short, longer = (len(encode_messages(tokenizer, build_messages("a circle? " * n, 1))) for n in (1, 11))
+    close = "a circle? " * (1 + 10 * (model.config.context_length - short - 20) // (longer - short))
+    content = [("yes?", b"nothing"), ("a circle?", picture(1)), ("no?", b"nothing"), (close, picture(2))]
     questions = [{"question": question, "answer": "yes", "image": image} for question, image in content]
     return write_task(tmp_path / "tasks", "broken", questions)
 
