@@ -2,7 +2,7 @@
 
     python benchmarks/evidence.py --model demo             # about a minute on two CPU cores
 
-It draws pictures of one shape and one text, as examples/demo_next does with its test photos, and asks what is written.
+It draws pictures of one shape and one text, as examples/demo does with its test photos, and asks what is written.
 The mass of a map in a box is the share of the positive evidence, for the first granularity over the second, that lies
 in it; evenly spread evidence has the box's share of the area. The map is `Explanation.heat`, once as it is and once
 after the evidence of a plain picture of the same size and mean colour is taken off, which leaves what the picture's
@@ -32,7 +32,7 @@ SIDE = 256  # numbers along the longer side of a map
 SIZES = ((128, 128), (160, 120), (120, 160), (192, 128), (128, 192), (240, 120))
 WANTED = 3.0  # times the box's share of the area
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "demo_next"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "demo"))
 
 
 def main() -> None:
