@@ -6,6 +6,12 @@ from .evaluation.questions import Question as Question
 from .evaluation.questions import read_questions as read_questions
 from .evaluation.run import Evaluation as Evaluation
 from .evaluation.run import evaluate as evaluate
+from .explaining.evidence import Evidence as Evidence
+from .explaining.evidence import Votes as Votes
+from .explaining.evidence import Word as Word
+from .explaining.explain import explain as explain
+from .explaining.explanation import Explanation as Explanation
+from .explaining.picture import draw_explanation as draw_explanation
 from .inference.answer import Answer as Answer
 from .inference.answer import Counters as Counters
 from .inference.answer import Segment as Segment

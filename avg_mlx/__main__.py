@@ -11,6 +11,7 @@ VERBS = {
     "demo": "the small model that comes with the package, on a picture of its own",
     "generate": "image + question → streamed answer",
     "chat": "a conversation about images",
+    "explain": "what in image and question made the router look so closely",
     "train": "fine-tune the language model, the router, or both",
     "feedback": "how well each granularity does on each sample",
     "evaluate": "accuracy, visual tokens and time of each way to choose",

@@ -149,8 +149,8 @@ def image_geometry(
 ) -> ImageGeometry:
     """Place an image's crops and tokens over the image.
 
-    crop_size: pixels of a crop's side. crop_grid: (rows, columns) of local crops, (0, 0) if there is only the base crop.
-    aspect: the config's `image_aspect_ratio`. rounds: see `unpad_bounds`.
+    crop_size: pixels of a crop's side. crop_grid: (rows, columns) of local crops, or (0, 0). aspect: the config's
+    `image_aspect_ratio`. rounds: see `unpad_bounds`.
     """
     rows, columns = token_grid(granularity, patch_grid)
     kernel = pooling_kernel(granularity, patch_grid)

@@ -5,14 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing
+from .. import plotting
 from ..markdown import table
 from .measure import STAGES, Row
 
 Report = dict[str, Any]
 
-# Colours that colour-blind readers tell apart (Okabe and Ito's), and that differ in grey.
-COLORS = dict(zip(STAGES, ("#000000", "#0072B2", "#E69F00", "#56B4E9"), strict=True))
+# Neighbours differ in brightness too, so that they can be printed in grey.
+COLORS = dict(zip(STAGES, (plotting.BLACK, plotting.BLUE, plotting.ORANGE, plotting.SKY), strict=True))
 
 
 def make_report(about: Report, rows: Sequence[Row]) -> Report:
@@ -103,28 +103,25 @@ def _work(work: Report) -> str:
     return f"{work['flop'] / 1e12:.3g}, {work['bytes'] / 1e9:.3g}"
 
 
+@plotting.style()
 def plot(report: Report, picture: Path) -> Path | None:
     """Draw the seconds to the first token by stage, a bar for each granularity.
 
     Returns None where the plotting library (the plot extra) is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    figure = plotting.new_figure(4.5)
+    if figure is None:
         return None
-    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
-    labels = [f"{row['granularity']}\n({row['visual_tokens']})" for row in report["rows"]]
+    labels = [f"{row['granularity']}\n({row['visual_tokens']:,})" for row in report["rows"]]
     height = [0.0] * len(labels)
     for stage in STAGES:
         seconds = [row[stage]["median"] for row in report["rows"]]
         axes.bar(labels, seconds, 0.7, height, label=stage, color=COLORS[stage], edgecolor="white", linewidth=0.5)
         height = [below + more for below, more in zip(height, seconds, strict=True)]
-    axes.set(
-        xlabel="tokens per crop (visual tokens in all)", ylabel="seconds to the first token", title=report["model"]
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(reverse=True, frameon=False)  # in the order in which the stages lie on each other
-    with replacing(picture) as partial:
-        figure.savefig(partial)
-    return picture
+    axes.grid(axis="y")
+    axes.set_xlabel("tokens per crop (visual tokens in all)")
+    axes.set_ylabel("seconds to the first token (linear scale)")
+    axes.set_title(plotting.short(report["model"], 80))
+    axes.legend(reverse=True)  # in the order in which the stages lie on each other
+    return plotting.save(figure, picture)

@@ -156,17 +156,13 @@ def summary(answer: "Answer") -> str:
 def _describe(view: "View") -> str:
     rows, columns = view.crop_grid
     lines = [f"Image: {view.crops} crops (the whole and {rows}×{columns})" if rows else "Image: 1 crop (the whole)"]
-    lines.append(f"Granularity: {view.granularity}, {_why(view)}")
-    saved = 1 - view.visual_tokens / view.visual_tokens_finest
-    lines.append(f"Visual tokens: {view.visual_tokens} of {view.visual_tokens_finest} ({saved:.1%} saved)")
+    lines.append(f"Granularity: {view.granularity}, {view.reason}{_odds(view)}")
+    lines.append(f"Visual tokens: {view.visual_tokens} of {view.visual_tokens_finest} ({view.saved:.1%} saved)")
     return "\n".join(lines)
 
 
-def _why(view: "View") -> str:
-    if view.source == "forced":
-        return "forced"
+def _odds(view: "View") -> str:
     if view.routing is None:
-        return "the finest within the budget" if view.source == "budget" else "the finest: this model has no router"
+        return ""
     pairs = zip(view.routing.granularities, view.routing.probabilities, strict=True)
-    odds = ", ".join(f"{g}: {probability:.1%}" for g, probability in pairs)
-    return f"by the {'router after cost' if view.source == 'cost' else view.source} ({odds})"
+    return f" ({', '.join(f'{g}: {probability:.1%}' for g, probability in pairs)})"

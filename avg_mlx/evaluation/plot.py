@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import replacing
+from .. import plotting
+from ..plotting import BLUE, GREEN, GREY, RED
 from .labels import Box, Point, along, place
 from .modes import ADAPTIVE, ORACLE, RANDOM
 
@@ -14,34 +15,30 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 150
 MARKER = 11  # points; a label keeps that far from every mode
 LEADER = 6  # points between marker and label from which on a line joins them
-NAME = 32  # characters of a category's name, at most
 WIDE = 0.065  # share of a bar from which on its number stands inside
-GREY = "0.35"
-# Colours that colour-blind readers tell apart (Okabe and Ito's), shapes for print, and what the legend says.
+# Colours, shapes for print, and what the legend says.
 STYLES = {
-    ADAPTIVE: ("#0072B2", "D", 8, "adaptive: the router's choice"),
-    RANDOM: ("#D55E00", "^", 9, "random: a choice by chance"),
-    ORACLE: ("#009E73", "*", 13, "oracle: the choice of least loss"),
+    ADAPTIVE: (BLUE, "D", 8, "adaptive: the router's choice"),
+    RANDOM: (RED, "^", 9, "random: a choice by chance"),
+    ORACLE: (GREEN, "*", 13, "oracle: the choice of least loss"),
 }
 DIAL = "the dial: the router's choice at other token costs"
 FIXED = "one granularity for all: visual tokens per crop"
 
 
+@plotting.style()
 def plot_accuracy(summary: Mapping[str, Any], picture: Path) -> Path | None:
     """Draw each mode of a summary as a point with its interval.
 
     Returns None where the plotting library (the plot extra) is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    figure = plotting.new_figure(5.2)
+    if figure is None:
         return None
     modes: Mapping[str, Any] = summary["modes"]
     fixed = [one for mode, one in modes.items() if mode not in STYLES]
-    figure = Figure(figsize=(7, 4.8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     if fixed:
         _draw(axes, fixed, color=GREY, marker="o", markersize=5, linestyle="-", linewidth=1, label=FIXED, zorder=3)
@@ -52,10 +49,10 @@ def plot_accuracy(summary: Mapping[str, Any], picture: Path) -> Path | None:
         tokens, accuracy = zip(*summary["dial"]["curve"], strict=True)
         axes.plot(tokens, accuracy, color=STYLES[ADAPTIVE][0], linewidth=1, linestyle=":", label=DIAL, zorder=2)
     _scale(axes, [one["visual_tokens"] for one in modes.values()])
-    axes.set_title(f"{summary['questions']:,} questions", fontsize="medium")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    axes.set_title(f"{summary['questions']:,} questions")
+    figure.legend(loc="outside lower center", ncols=2)
     _name(figure, axes, modes)
-    return _save(figure, picture)
+    return plotting.save(figure, picture)
 
 
 def _draw(axes: "Axes", modes: Sequence[Mapping[str, Any]], **style: Any) -> None:
@@ -81,11 +78,10 @@ def _scale(axes: "Axes", tokens: Sequence[float]) -> None:
     axes.margins(y=0.12)
     bottom, top = axes.get_ylim()
     axes.set_yticks([tick for tick in axes.get_yticks() if max(bottom, 0) <= tick <= min(top, 1)])
-    axes.yaxis.set_major_formatter(lambda accuracy, _: f"{100 * accuracy:.4g}%")
-    axes.grid(color="0.92", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set(xlabel="mean visual tokens per question (log scale)", ylabel="accuracy with 95 % interval")
+    plotting.shares(axes.yaxis)
+    axes.grid()
+    axes.set_xlabel("mean visual tokens per question (log scale)")
+    axes.set_ylabel("accuracy with 95 % interval (linear scale)")
 
 
 def _ticks(low: float, high: float) -> Any:
@@ -144,6 +140,7 @@ def _name(figure: "Figure", axes: "Axes", modes: Mapping[str, Any]) -> None:
             axes.annotate("", text.xy, offset, textcoords="offset points", arrowprops=line).set_in_layout(False)
 
 
+@plotting.style()
 def plot_choices(summary: Mapping[str, Any], picture: Path) -> Path | None:
     """Draw how often the router took each granularity: a bar for each category, the coarsest on top.
 
@@ -151,19 +148,14 @@ def plot_choices(summary: Mapping[str, Any], picture: Path) -> Path | None:
     """
     categories = summary["modes"].get(ADAPTIVE, {}).get("categories", {})
     asked = {name: one for name, one in categories.items() if one["questions"]}
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import PercentFormatter
-    except ImportError:
-        return None
-    if not asked:
+    figure = plotting.new_figure(1.4 + 0.36 * len(asked))
+    if figure is None or not asked:
         return None
     levels = sorted(summary["granularities"])
     names = sorted(asked, key=lambda name: (sum(g * asked[name]["shares"][str(g)] for g in levels), name))
-    figure = Figure(figsize=(7, 1.4 + 0.36 * len(names)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     left = [0.0] * len(names)
-    for level, color in zip(levels, _shades(len(levels)), strict=True):
+    for level, color in zip(levels, plotting.shades(len(levels)), strict=True):
         shares = [asked[name]["shares"][str(level)] for name in names]
         bars = axes.barh(
             range(len(names)), shares, 0.76, left, color=color, edgecolor="white", linewidth=0.7, label=level
@@ -172,34 +164,23 @@ def plot_choices(summary: Mapping[str, Any], picture: Path) -> Path | None:
         labels = [f"{share:.0%}" if share >= WIDE else "" for share in shares]
         axes.bar_label(bars, labels, label_type="center", color=ink, fontsize="x-small")
         left = [a + b for a, b in zip(left, shares, strict=True)]
-    axes.set_yticks(range(len(names)), [f"{_short(name)} ({asked[name]['questions']:,})" for name in names])
-    axes.tick_params(axis="y", length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.set(
-        xlim=(0, 1),
-        ylim=(len(names) - 0.5, -0.5),
-        xlabel="share of a category's questions, whose number is in brackets",
-    )
-    title = "visual tokens per crop that the router chose"
-    figure.legend(title=title, loc="outside upper center", ncols=len(levels), frameon=False, fontsize="small")
-    return _save(figure, picture)
+    plotting.bars(axes, [f"{plotting.short(name)} ({asked[name]['questions']:,})" for name in names])
+    plotting.shares(axes.xaxis)
+    axes.set(xlim=(0, 1), xlabel="share of a category's questions, whose number is in brackets (linear scale)")
+    figure.legend(title="visual tokens per crop that the router chose", loc="outside upper center", ncols=len(levels))
+    return plotting.save(figure, picture)
 
 
+@plotting.style()
 def plot_reliability(summary: Mapping[str, Any], picture: Path) -> Path | None:
     """Draw how often the router's choice is as good as the finest, against its confidence, for each bin of that.
 
     Returns None if there is no calibration, or where the plotting library is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import PercentFormatter
-    except ImportError:
-        return None
-    if "calibration" not in summary:
+    figure = plotting.new_figure(5.6, 6.4)
+    if figure is None or "calibration" not in summary:
         return None
     bins, (color, marker, size, _) = summary["calibration"]["bins"], STYLES[ADAPTIVE]
-    figure = Figure(figsize=(6, 5), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     axes.plot((0, 1), (0, 1), color=GREY, linewidth=0.8, linestyle="--", label="confidence that is right")
     x, y = ([one[name] for one in bins] for name in ("confidence", "as_good"))
@@ -211,29 +192,9 @@ def plot_reliability(summary: Mapping[str, Any], picture: Path) -> Path | None:
         middle = (one["from"] + one["to"]) / 2
         axes.text(middle, 0.015, f"{one['questions']:,}", ha="center", color=GREY, fontsize="x-small")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1))
-    axes.grid(color="0.92", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+        plotting.shares(axis)
+    axes.grid()
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="the router's confidence in its choice (linear scale)")
-    axes.set_ylabel("as good as the finest, with 95 % interval")
-    figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize="small")
-    return _save(figure, picture)
-
-
-def _shades(count: int) -> list[tuple[float, float, float]]:
-    """Colours from light, for coarse, to dark; they differ in brightness too, so that they can be printed in grey."""
-    from matplotlib import colormaps
-
-    return [colormaps["viridis"](1 - n / max(1, count - 1))[:3] for n in range(count)]
-
-
-def _short(name: str) -> str:
-    """A category's name, cut where it would leave the bars no room; a dollar sign would begin a formula."""
-    return (name if len(name) <= NAME else f"{name[: NAME - 1]}…").replace("$", r"\$")
-
-
-def _save(figure: "Figure", picture: Path) -> Path:
-    with replacing(picture) as partial:
-        figure.savefig(partial, dpi=DPI)
-    return picture
+    axes.set_ylabel("as good as the finest, with 95 % interval (linear scale)")
+    figure.legend(loc="outside lower center")
+    return plotting.save(figure, picture)

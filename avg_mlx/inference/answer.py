@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import mlx.core as mx
 
+from .. import html
 from .steps import Layout
 from .view import View, ViewSource
 
@@ -78,6 +79,10 @@ class Answer:
             ),
             peak_memory_gb=mx.get_peak_memory() / 1e9,
         )
+
+    def _repr_html_(self) -> str:
+        seconds = html.paragraph(f"{self.timings.time_to_first_token:.3f} s to the first token")
+        return html.paragraph("", self.text) + "".join(view._repr_html_() for view in self.views) + seconds
 
 
 @dataclass(frozen=True)

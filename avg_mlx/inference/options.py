@@ -33,6 +33,12 @@ class RouteOptions(TypedDict, total=False):
     max_pixels: int
 
 
+class ExplainOptions(RouteOptions, total=False):
+    """The options of `explain`: all that say how closely images are looked at."""
+
+    granularity: Granularity
+
+
 class DecodingOptions(TypedDict, total=False):
     """The options of the language model; `Decoding` has their defaults."""
 

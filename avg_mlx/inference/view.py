@@ -6,6 +6,7 @@ from typing import Literal, cast
 
 import mlx.core as mx
 
+from .. import html
 from ..config import Config
 from ..errors import InputError
 from ..geometry import Pair
@@ -56,6 +57,29 @@ class View:
     crop_grid: Pair  # (rows, columns) of local crops
     visual_tokens: int
     visual_tokens_finest: int  # what the finest granularity would take
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        if self.source == "forced":
+            return "forced"
+        if self.routing is None:
+            within = self.source == "budget"
+            return "the finest within the budget" if within else "the finest: this model has no router"
+        return f"by the {'router after cost' if self.source == 'cost' else self.source}"
+
+    @property
+    def saved(self) -> float:
+        """The share of the finest granularity's visual tokens that are saved."""
+        return 1 - self.visual_tokens / self.visual_tokens_finest
+
+    def _repr_html_(self) -> str:
+        counts = f"{self.visual_tokens:,} of {self.visual_tokens_finest:,} visual tokens ({self.saved:.1%} saved)"
+        told = html.paragraph(f"{self.reason}: {counts}", f"Granularity {self.granularity},")
+        if self.routing is None:
+            return told
+        odds = sorted(zip(self.routing.granularities, self.routing.probabilities, strict=True))
+        return told + html.bars((f"{g}", share, f"{share:.1%}", g == self.granularity) for g, share in odds)
 
 
 def view_image(config: Config, crops: Crops, routing: Routing | None, looking: Looking) -> View:

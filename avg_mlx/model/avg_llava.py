@@ -24,7 +24,7 @@ from ..geometry import token_grid
 from ..inputs.image import Crops
 from ..inputs.prompt import PLACEHOLDER_ID
 from .packing import pack
-from .router import Router
+from .router import Router, Scores
 from .scaler import pool, pyramid
 from .vision import Projector, VisionTower
 
@@ -72,8 +72,14 @@ class Model(nn.Module):
 
     def route(self, features: mx.array, text: mx.array) -> mx.array:
         """Compute the router's logits, (granularities,), from one image's features and the prompt's text embeddings."""
-        granularities, patch_grid = self.config.granularities, self.config.vision.patch_grid
-        return self.router(features, text, lambda x: pyramid(x, granularities, patch_grid))
+        return self.router(features, text, self._pyramid)
+
+    def router_scores(self, features: mx.array, text: mx.array) -> Scores:
+        """Compute what the router's logits are made of, from the same."""
+        return self.router.score(features, text, self._pyramid)
+
+    def _pyramid(self, x: mx.array) -> mx.array:
+        return pyramid(x, self.config.granularities, self.config.vision.patch_grid)
 
     def pack(self, features: mx.array, granularity: int, crops: Crops) -> mx.array:
         """Turn one image's features into its visual tokens at `granularity`: (visual tokens, D)."""

@@ -4,6 +4,7 @@ Ported from AVG-LLaVA (arXiv 2410.02745, section 3.2) as its weights were traine
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,10 +24,18 @@ def text_filter(text: mx.array, base_features: mx.array, count: int) -> mx.array
     of the base crop. Returns (count, D); missing rows are zero where the prompt is shorter. As trained, the rows stand
     in order of falling similarity, not in reading order.
     """
+    return _filled(text[most_similar(text, base_features, count)], count)
+
+
+def most_similar(text: mx.array, base_features: mx.array, count: int) -> mx.array:
+    """Return which text tokens the filter keeps, in its order: `count` of them, or all of a shorter prompt."""
     # The mean of the cosines is one product with the mean of the unit vectors.
     direction = _unit(base_features.astype(mx.float32)).mean(axis=0)
     similarity = _unit(text.astype(mx.float32)) @ direction  # (tokens,)
-    kept = text[mx.argsort(-similarity)[:count]]
+    return mx.argsort(-similarity)[:count]
+
+
+def _filled(kept: mx.array, count: int) -> mx.array:
     return mx.pad(kept, [(0, count - kept.shape[0]), (0, 0)])
 
 
@@ -84,6 +93,15 @@ class Scorer(nn.Module):
         return self.linear2(nn.gelu(self.linear1(x)))
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What the scorer gives each position for every granularity, before positions are weighed."""
+
+    kept: mx.array  # (kept,): which text tokens the filter kept, in its order
+    image: mx.array  # (crops, positions of the pyramid, granularities)
+    text: mx.array  # (readers, filtered_text_num, granularities); rows after the kept ones have no token
+
+
 class Router(nn.Module):
     """Runs text filter → crop mixer → scorer → mean over crops → vote → logit norm."""
 
@@ -100,10 +118,19 @@ class Router(nn.Module):
 
         features: (crops, patches, D), which `pool` turns into the pyramid. text: (tokens, D).
         """
-        filtered = text_filter(text, features[0], self.filtered_text_num).astype(features.dtype)
+        return self.vote(self.score(features, text, pool))
+
+    def score(self, features: mx.array, text: mx.array, pool: Pool) -> Scores:
+        """Score every position of the pyramid in each crop, and of the kept text; parameters as for a call."""
+        kept = most_similar(text, features[0], self.filtered_text_num)
+        filtered = _filled(text[kept], self.filtered_text_num).astype(features.dtype)
         # Every crop reads the same text with the same result, so one crop stands for all. With dropout results differ.
         readers = len(features) if self.training else 1
         filtered = mx.broadcast_to(filtered, (readers, *filtered.shape))
-        parts = [self.crop_mixer(features, pool), self.crop_mixer(filtered, lambda x: x)]
-        scores = mx.concatenate([self.scorer(x).mean(axis=0) for x in parts])  # (positions, granularities)
-        return self.logit_norm((scores * self.voter).sum(axis=0))
+        image = self.scorer(self.crop_mixer(features, pool))
+        return Scores(kept, image, self.scorer(self.crop_mixer(filtered, lambda x: x)))
+
+    def vote(self, scores: Scores) -> mx.array:
+        """Turn scores into logits, (granularities,): the voter's weighted sum of their means over crops, normalized."""
+        means = mx.concatenate([x.mean(axis=0) for x in (scores.image, scores.text)])  # (positions, granularities)
+        return self.logit_norm((means * self.voter).sum(axis=0))

@@ -3,26 +3,24 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import replacing
+from .. import plotting
 from ..journal import Row
 
 
+@plotting.style()
 def plot_losses(log: Sequence[Row], folder: Path) -> Path | None:
     """Draw a log as loss.png in a run's folder; None where the plotting library (the plot extra) is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    figure = plotting.new_figure(4.5)
+    if figure is None:
         return None
-    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot([r["step"] for r in log], [r["loss"] for r in log], linewidth=1, label="training")
+    axes.plot([r["step"] for r in log], [r["loss"] for r in log], color=plotting.BLUE, label="training")
     validated = [r for r in log if "validation_loss" in r]
     if validated:
-        losses = [r["validation_loss"] for r in validated]
-        axes.plot([r["step"] for r in validated], losses, marker="o", label="validation")
-    axes.set(xlabel="step", ylabel="loss", title=folder.resolve().name)
+        steps, losses = [r["step"] for r in validated], [r["validation_loss"] for r in validated]
+        axes.plot(steps, losses, color=plotting.RED, marker="o", markersize=5, label="validation")
+    axes.grid()
+    axes.set(xlabel="step (linear scale)", ylabel="loss (linear scale)")
+    axes.set_title(plotting.short(folder.resolve().name, 80))
     axes.legend()
-    picture = folder / "loss.png"
-    with replacing(picture) as partial:
-        figure.savefig(partial, dpi=150)
-    return picture
+    return plotting.save(figure, folder / "loss.png")
