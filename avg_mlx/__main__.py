@@ -12,6 +12,7 @@ VERBS = {
     "generate": "image + question → streamed answer",
     "chat": "a conversation about images",
     "explain": "what in image and question made the router look so closely",
+    "serve": "the model for other programs, over HTTP in OpenAI's words",
     "train": "fine-tune the language model, the router, or both",
     "feedback": "how well each granularity does on each sample",
     "evaluate": "accuracy, visual tokens and time of each way to choose",

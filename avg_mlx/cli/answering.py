@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +39,31 @@ def add_looking_options(parser: Parser) -> None:
     add("--max-visual-tokens", type=count, metavar="N", help="choose within N visual tokens an image")
     price = "price of the finest visual tokens in log-probability: the router looks less closely (default: 0)"
     add("--token-cost", type=number(float, 0), default=0.0, metavar="COST", help=price)
-    add("--max-pixels", type=count, default=64_000_000, metavar="N", help="refuse larger images (default: 64 million)")
+    add("--max-pixels", type=count, default=64_000_000, metavar="N", help="refuse larger images (default: %(default)s)")
 
 
 def add_decoding_options(parser: Parser) -> None:
     """Options of the language model, named as in mlx-lm."""
+    group = add_sampling_options(parser)
+    add = group.add_argument
+    add(
+        "--xtc-probability",
+        type=number(float, 0, 1),
+        default=0.0,
+        metavar="P",
+        help="how often XTC acts (default: never)",
+    )
+    add("--xtc-threshold", type=number(float, 0, 0.5), default=0.1, metavar="P", help="XTC's threshold (default: 0.1)")
+    add("--max-kv-size", type=number(int, 5), metavar="N", help="rotate the KV cache: keep the first 4 and last N - 4")
+    add("--kv-bits", type=int, choices=(2, 3, 4, 5, 6, 8), help="quantize the KV cache")
+    add("--kv-group-size", type=int, choices=(32, 64, 128), help="default: the largest of 64 and 32 that fits")
+    add("--quantized-kv-start", type=number(int, 0), default=5000, metavar="N", help="first position (default: 5000)")
+    prefill = "prompt positions at a time (default: 2048)"
+    add("--prefill-step-size", type=number(int, 1, 2**31 - 1), default=2048, metavar="N", help=prefill)
+
+
+def add_sampling_options(parser: Parser) -> "argparse._ArgumentGroup":
+    """Those of them that answers have which run in a batch of others."""
     count, fraction = number(int, 1, 2**31 - 1), number(float, 0, 1)
     group = parser.add_argument_group("decoding", "These options are named as in mlx-lm.")
     add = group.add_argument
@@ -61,17 +80,11 @@ def add_decoding_options(parser: Parser) -> None:
     add("--top-k", type=number(int, 0), default=0, help="sample from the K likeliest tokens (default: all)")
     add("--min-p", type=fraction, default=0.0, help="drop tokens below this share of the likeliest (default: off)")
     add("--min-tokens-to-keep", type=count, default=1, metavar="N", help="--min-p keeps at least N (default: 1)")
-    add("--xtc-probability", type=fraction, default=0.0, metavar="P", help="how often XTC acts (default: never)")
-    add("--xtc-threshold", type=number(float, 0, 0.5), default=0.1, metavar="P", help="XTC's threshold (default: 0.1)")
     add("--repetition-penalty", type=number(float, 0, exclusive=True), help="above 1 discourages repetition")
     add("--repetition-context-size", type=count, default=20, metavar="N", help="tokens it looks back (default: 20)")
     add("--seed", type=number(int, 0, 2**64 - 1), help="seed of the sampling")
     add("--extra-eos-token", type=text, nargs="+", default=[], help="further tokens that end the answer")
-    add("--max-kv-size", type=number(int, 5), metavar="N", help="rotate the KV cache: keep the first 4 and last N - 4")
-    add("--kv-bits", type=int, choices=(2, 3, 4, 5, 6, 8), help="quantize the KV cache")
-    add("--kv-group-size", type=int, choices=(32, 64, 128), help="default: the largest of 64 and 32 that fits")
-    add("--quantized-kv-start", type=number(int, 0), default=5000, metavar="N", help="first position (default: 5000)")
-    add("--prefill-step-size", type=count, default=2048, metavar="N", help="prompt positions at a time (default: 2048)")
+    return group
 
 
 def granularity(text: str) -> int | str:
@@ -130,9 +143,10 @@ def open_model(
 
 def sampling_of(args: argparse.Namespace) -> "Sampling":
     """The sampling options."""
+    from ..inference.options import pick
     from ..inference.sampling import Sampling
 
-    return Sampling(**{field.name: getattr(args, field.name) for field in fields(Sampling)})
+    return pick(Sampling, vars(args))
 
 
 def decoding_of(args: argparse.Namespace, tokenizer: "Tokenizer") -> Any:

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from . import exchange, telling
 from .asking import Asked
+from .bodies import Place
 from .exchange import EventStream, Exchange, unless_hung_up
 from .gate import TOLD, problem_response
 from .jobs import Done, Job, Piece, Routed
@@ -44,10 +45,10 @@ class Endpoint:
         """Handle a request."""
         request = Request(scope, receive)
         try:
-            with self.service.intake.room():
-                async with self.service.intake.body(request) as body:
-                    asked = await self.service.read(body, self.read)
-                response = await unless_hung_up(request, self._look(asked, scope[TOLD]))
+            with self.service.intake.place() as place:
+                body = await self.service.intake.read(request, place)
+                asked = await self.service.read(body, self.read)
+                response = await unless_hung_up(request, self._look(asked, place, scope[TOLD]))
                 await response(scope, receive, send)
         except HungUp:
             pass  # nobody is there to be told
@@ -58,8 +59,9 @@ class Endpoint:
                 _log_fault(error)
             await problem_response(problem)(scope, receive, send)
 
-    async def _look(self, asked: Asked, told: dict[str, Any]) -> Response:
+    async def _look(self, asked: Asked, place: Place, told: dict[str, Any]) -> Response:
         job = await self.service.job(asked)
+        place.hold(sum(crops.pixels.nbytes for crops in job.images))
         ticket = Exchange(self.service.engine, job)
         try:
             routed = await ticket.next()

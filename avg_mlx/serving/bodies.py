@@ -1,8 +1,8 @@
 """Reading what clients send: JSON only, within limits of size and time, and not too much for all of them together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -16,9 +16,10 @@ MEBIBYTE = 1 << 20
 
 
 class Intake:
-    """The requests that are being read, looked at or answered, and the bytes that their bodies hold.
+    """The requests that are being read, looked at or answered, and the bytes that they hold.
 
-    most: requests at a time. max_bytes: of one body. total_bytes: of all. seconds: that a body may take to arrive.
+    most: requests at a time. max_bytes: of one body. total_bytes: of all bodies and crops. seconds: that a body may
+    take to arrive.
     """
 
     def __init__(self, most: int, max_bytes: int, total_bytes: int, seconds: float):
@@ -26,52 +27,59 @@ class Intake:
         self.requests = self.bytes = 0
 
     @contextmanager
-    def room(self) -> Iterator[None]:
-        """Hold a place. Raises Problem if there is none."""
+    def place(self) -> Iterator["Place"]:
+        """Give a request its place. Raises Problem if there is none."""
         if self.requests >= self.most:
-            message = f"{self.requests} requests are being answered or wait; try again later"
-            raise Problem(429, message, code="queue_full", retry_after=RETRY)
+            raise _full(f"{self.requests} requests are being answered or wait")
         self.requests += 1
+        place = Place(self)
         try:
-            yield
+            yield place
         finally:
             self.requests -= 1
+            place.hold(-place.bytes)
 
-    @asynccontextmanager
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """Hold a body. Raises Problem for one that is no JSON, too large or too slow, and HungUp."""
+    async def read(self, request: Request, place: "Place") -> bytes:
+        """Return a request's body. Raises Problem for one that is no JSON, too large or too slow, and HungUp."""
         _check_kind(request.headers.get("content-type", ""))
         length = request.headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self.max_bytes:
             raise self._too_large()
         body = bytearray()
         try:
-            await self._receive(request, body)
-            yield bytes(body)
-        finally:
-            self.bytes -= len(body)
-
-    async def _receive(self, request: Request, body: bytearray) -> None:
-        try:
             async with asyncio.timeout(self.seconds):
                 async for chunk in request.stream():
-                    self.bytes += len(chunk)
+                    place.hold(len(chunk))
                     body += chunk
-                    self._check_size(body)
+                    if len(body) > self.max_bytes:
+                        raise self._too_large()
         except TimeoutError:
             raise Problem(408, f"the body did not arrive within {self.seconds:g} s", code="timeout") from None
         except ClientDisconnect:
             raise HungUp from None
-
-    def _check_size(self, body: bytearray) -> None:
-        if len(body) > self.max_bytes:
-            raise self._too_large()
-        if self.bytes > self.total_bytes:
-            raise Problem(429, "other requests are being read; try again", code="queue_full", retry_after=RETRY)
+        return bytes(body)
 
     def _too_large(self) -> Problem:
         message = f"the body is larger than {self.max_bytes / MEBIBYTE:g} MB; make the images smaller"
         return Problem(413, message, code="request_too_large")
+
+
+class Place:
+    """One request's share of the intake, in bytes."""
+
+    def __init__(self, intake: Intake):
+        self.intake, self.bytes = intake, 0
+
+    def hold(self, count: int) -> None:
+        """Hold more bytes, or fewer if `count` is negative. Raises Problem if all requests together hold too many."""
+        self.bytes += count
+        self.intake.bytes += count
+        if count > 0 and self.intake.bytes > self.intake.total_bytes:
+            raise _full("the requests that are being read hold all the memory that they may")
+
+
+def _full(why: str) -> Problem:
+    return Problem(429, f"{why}; try again later", code="queue_full", retry_after=RETRY)
 
 
 def _check_kind(content_type: str) -> None:

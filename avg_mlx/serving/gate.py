@@ -4,6 +4,7 @@ import json
 import logging
 import time
 import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -59,7 +60,8 @@ class Gate:
             check_key(headers, options.key)
 
     def _log(self, scope: Scope, id: str, status: int, seconds: float, told: dict[str, Any]) -> None:
-        line = {"id": id, "method": scope["method"], "path": scope["path"][:100], "status": status}
+        when = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = {"time": when, "id": id, "method": scope["method"], "path": scope["path"][:100], "status": status}
         access_log.info("%s", json.dumps(line | {"seconds": round(seconds, 4)} | told))
 
 

@@ -64,8 +64,9 @@ def serve(service: Service, taken: socket.socket, grace_seconds: float, ready: C
     asyncio.run(_serve(service, taken, grace_seconds, ready))
 
 
-async def _serve(service: Service, taken: socket.socket, grace_seconds: float, ready: Callable[[], None]) -> None:
-    config = uvicorn.Config(
+def configure(service: Service) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
         build_app(service),
         http="h11",
         ws="none",
@@ -78,7 +79,10 @@ async def _serve(service: Service, taken: socket.socket, grace_seconds: float, r
         backlog=BACKLOG,
         timeout_graceful_shutdown=CLOSING_SECONDS,
     )
-    server = _Server(config, ready)
+
+
+async def _serve(service: Service, taken: socket.socket, grace_seconds: float, ready: Callable[[], None]) -> None:
+    server = _Server(configure(service), ready)
     loop, ending, hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
     def end() -> None:
