@@ -96,7 +96,7 @@ def test_the_choice_is_compared_with_the_next_best_and_the_finest(golden):
     case, explanation = golden
     best, second, *_ = sorted(GRANULARITIES, key=lambda g: -Reference(case)("router_logits")[GRANULARITIES.index(g)])
     compared = explanation.comparisons()
-    assert [(evidence.choice, evidence.over) for evidence in compared][0] == (best, second)
+    assert (compared[0].choice, compared[0].over) == (best, second)
     assert {evidence.over for evidence in compared} == {second, 576} - {best}
     assert compared[0].total > 0  # or it would not be the choice
 
@@ -119,10 +119,8 @@ def test_kept_words_are_tokens_of_the_prompt_at_their_positions(golden, tokenize
     assert len({word.position for word in words}) == len(words)
     for word in words:
         assert ids[word.position] == word.id != PLACEHOLDER_ID
-        assert word.text
-        assert (
-            word.text in tokenizer.backend_tokenizer.decode([word.id], skip_special_tokens=False) or "<0x" in word.text
-        )
+        decoded = tokenizer.backend_tokenizer.decode([word.id], skip_special_tokens=False)
+        assert word.text == decoded or (decoded, word.text) == ("", " ") or word.text.startswith("<0x")
 
 
 def test_the_map_over_the_image_and_what_lies_on_padding_are_all_the_images_evidence(golden):
@@ -296,7 +294,7 @@ def test_json_has_all_that_an_explanation_is_made_of(explained):
     for level, g in zip(votes["levels"], granularities, strict=True):
         geometry, numbers = level["geometry"], np.array(level["votes"])  # crops, granularities, rows, columns
         assert geometry["granularity"] == g
-        assert numbers.shape == (content["geometry"]["crops"].__len__(), len(granularities), *geometry["token_grid"])
+        assert numbers.shape == (len(content["geometry"]["crops"]), len(granularities), *geometry["token_grid"])
         total = total + numbers.sum(axis=(0, 2, 3))
     assert np.allclose(total, votes["sums"], atol=EXACT)
     sums, norm = np.array(votes["sums"]), votes["norm"]
@@ -339,7 +337,7 @@ def test_results_show_themselves_escaped_and_with_nothing_from_outside(tiny, exp
         assert "<script" not in text
         assert "http" not in text
         assert len(text) < 60_000
-        assert f"Granularity {explained.view.granularity}," in text or "Granularity" in text
+        assert "Granularity" in text
     assert "data:image/jpeg;base64," in explanation._repr_html_()
     assert "&lt;" in explanation._repr_html_()
 

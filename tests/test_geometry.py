@@ -1,23 +1,29 @@
 """Geometry against slow specifications, for any image and any pinpoints."""
 
+import itertools
+from dataclasses import replace
 from fractions import Fraction
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from conftest import CASES, GRANULARITIES
 from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL import Image
 
 from avg_mlx.geometry import (
     best_resolution,
     fill_square,
     fit_within,
+    image_geometry,
     pooling_kernel,
     poolings,
     token_grid,
     unpad_bounds,
     visual_token_count,
 )
+from avg_mlx.inputs.image import make_crops
 from avg_mlx.model.packing import pack
 
 RELEASED = [(672, 336), (336, 672), (672, 672), (336, 1008), (1008, 336)]  # (height, width)
@@ -216,3 +222,99 @@ def test_filling_a_square_keeps_the_aspect_to_a_pixel(image_size, side):
 @pytest.mark.parametrize("grid", POOLING)
 def test_the_poolings_of_a_grid(grid):
     assert poolings(grid) == list(POOLING[grid])
+
+
+# Crops and tokens over the image
+
+aspects = st.sampled_from(["anyres", "pad", "crop"])
+
+
+def placed(data, patch_grid, image_size, aspect="anyres", rounds=False):
+    """Geometry at some granularity and crop grid."""
+    granularity = data.draw(st.sampled_from(POOLING[patch_grid]))
+    grids = st.tuples(st.integers(1, 4), st.integers(1, 4))
+    crop_grid = data.draw(grids) if aspect == "anyres" else (0, 0)
+    side = 14 * patch_grid[0]
+    return image_geometry(granularity, patch_grid, side, crop_grid, image_size, aspect, rounds)
+
+
+@given(st.sampled_from(list(POOLING)), image_sizes, aspects, st.booleans(), st.data())
+def test_kept_tokens_and_newlines_are_the_visual_tokens(patch_grid, image_size, aspect, rounds, data):
+    geometry = placed(data, patch_grid, image_size, aspect, rounds)
+    count = visual_token_count(geometry.granularity, patch_grid, geometry.crop_grid, image_size, rounds)
+    rows = {(crop.place[0], row) for crop in geometry.crops[1:] for row in range(*crop.kept_rows)}
+    assert sum(crop.kept for crop in geometry.crops) + len(rows) == count == geometry.visual_tokens
+    assert geometry.to_dict()["visual_tokens"] == count
+
+
+@given(st.sampled_from(list(POOLING)), image_sizes, st.data())
+def test_what_is_kept_of_each_crop_is_what_unpadding_keeps_of_them_all(patch_grid, image_size, data):
+    geometry = placed(data, patch_grid, image_size)
+    rows, columns = geometry.token_grid
+    kept = {
+        (crop.place[0] * rows + row, crop.place[1] * columns + column)
+        for crop in geometry.crops[1:]
+        for row in range(*crop.kept_rows)
+        for column in range(*crop.kept_columns)
+    }
+    grid = geometry.crop_grid[0] * rows, geometry.crop_grid[1] * columns
+    down, across = (range(side)[bounds] for side, bounds in zip(grid, unpad_bounds(grid, image_size), strict=True))
+    assert kept == {(row, column) for row in down for column in across}
+    assert geometry.crops[0].kept == geometry.granularity
+
+
+@given(st.sampled_from(list(POOLING)), image_sizes, aspects, st.data())
+def test_tokens_fill_their_crop_but_for_patches_that_no_token_averages(patch_grid, image_size, aspect, data):
+    geometry = placed(data, patch_grid, image_size, aspect)
+    kernel = pooling_kernel(geometry.granularity, patch_grid)
+    for crop in geometry.crops:
+        sides = zip((crop.row_edges, crop.column_edges), geometry.token_grid, kernel, patch_grid, (0, 1), strict=True)
+        for edges, cells, step, patches, axis in sides:
+            start, stop = crop.box[axis], crop.box[axis + 2]
+            assert len(edges) == cells + 1
+            assert edges[0] == start
+            lengths = [(b - a) / (stop - start) for a, b in itertools.pairwise(edges)]
+            assert lengths == pytest.approx([step / patches] * cells)
+
+
+@given(image_sizes, st.tuples(st.integers(1, 4), st.integers(1, 4)))
+def test_local_crops_lie_side_by_side_around_the_whole_image(image_size, crop_grid):
+    geometry = image_geometry(16, (4, 4), 56, crop_grid, image_size)
+    boxes = {crop.place: crop.box for crop in geometry.crops[1:]}
+    rows, columns = crop_grid
+    assert list(boxes) == [(r, c) for r in range(rows) for c in range(columns)]
+    for (r, c), (_, _, bottom, right) in boxes.items():
+        assert r + 1 == rows or boxes[r + 1, c][0] == bottom
+        assert c + 1 == columns or boxes[r, c + 1][1] == right
+    (top, left, _, _), (_, _, bottom, right) = boxes[0, 0], boxes[rows - 1, columns - 1]
+    height, width = image_size
+    assert max(top, left) <= 1e-9
+    assert bottom >= height - 1e-9
+    assert right >= width - 1e-9
+    assert geometry.crops[0].box == (0, 0, height, width)
+
+
+SHADES = [(40 * n + 20, 255 - 40 * n, 30 * n) for n in range(6)]
+
+
+@pytest.mark.parametrize("size", [(112, 112), (90, 200), (224, 70), (300, 300)])
+@pytest.mark.parametrize("aspect", ["anyres", "pad", "crop"])
+def test_a_crop_shows_what_is_in_its_box(tiny, size, aspect):
+    """Of an image of six coloured stripes: the pixels in the middle of each token, against the colours of its place."""
+    config = replace(tiny[0].config, image_aspect_ratio=aspect, grid_pinpoints=((56, 112), (112, 112), (112, 56)))
+    config = config if aspect == "anyres" else replace(config, grid_pinpoints=())
+    height, width = size
+    image = Image.new("RGB", (width, height))
+    for n, shade in enumerate(SHADES):
+        image.paste(shade, (0, n * height // 6, width, (n + 1) * height // 6))
+    crops, vision = make_crops(image, config), config.vision
+    pixels = (crops.pixels * np.array(vision.image_std) + np.array(vision.image_mean)) * 255
+    compared = 0
+    for crop, shown in zip(config.geometry(16, size).crops, pixels, strict=True):
+        for row, column in itertools.product(range(4), range(4)):
+            y, x = (sum(edges[n : n + 2]) / 2 for edges, n in ((crop.row_edges, row), (crop.column_edges, column)))
+            stripe, beside = divmod(y * 6 / height, 1)
+            if 0 < x < width and 0 < y < height and 0.3 < beside < 0.7:  # not where bicubic blends two of them
+                assert np.abs(shown[row * 14 + 7, column * 14 + 7] - SHADES[int(stripe)]).max() < 30
+                compared += 1
+    assert compared >= 8

@@ -53,11 +53,11 @@ def explain_views(model: Model, tokenizer: Tokenizer, seen: Seen, views: Sequenc
 
 
 def _words(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[int, int, str]]:
-    """(position, id, text) of each text token. One that is no whole character has its name in the vocabulary."""
+    """(position, id, text) of each text token: decoded by itself, or its name where that is no whole character."""
     backend, words = tokenizer.backend_tokenizer, []
     for position, id in enumerate(ids):
         if id != PLACEHOLDER_ID:
             text = backend.decode([id], skip_special_tokens=False)
             whole = text and "\N{REPLACEMENT CHARACTER}" not in text
-            words.append((position, id, text if whole else backend.id_to_token(id) or ""))
+            words.append((position, id, text if whole else (backend.id_to_token(id) or "").replace("▁", " ")))
     return words
