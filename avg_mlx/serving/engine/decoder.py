@@ -73,7 +73,7 @@ class Decoder:
         """Give back what mlx-lm has set for the time it decodes."""
         self._generator.close()
 
-    def _leave(self, response: BatchGenerator.Response) -> tuple[list[Key], list[Any]]:
+    def _leave(self, response: Any) -> tuple[list[Key], list[Any]]:
         row, layers, ids = self._rows.pop(response.uid), response.prompt_cache, response.all_tokens
         if layers is None:  # it ended with a stop text, of which the generator knows nothing
             removed = self._generator.remove([response.uid], return_prompt_caches=True)
