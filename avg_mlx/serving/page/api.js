@@ -95,7 +95,7 @@ export async function* chat(body, signal) {
   const asked = { ...body, stream: true, stream_options: { include_usage: true } };
   const response = await request("v1/chat/completions", asked, signal);
   let rest = "";
-  const stream = /** @type {ReadableStream<Uint8Array>} */ (response.body).pipeThrough(new TextDecoderStream());
+  const stream = /** @type {ReadableStream<any>} */ (response.body).pipeThrough(new TextDecoderStream());
   const reader = stream.getReader();
   for (;;) {
     const { done, value } = await reader.read().catch((error) => {

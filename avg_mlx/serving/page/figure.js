@@ -20,8 +20,6 @@ const HATCHES = 90; // across the picture
  * @param {any} [evidence] for the granularity over another one
  */
 export function showFigure(picture, seen, layer, evidence) {
-  $("empty").hidden = true;
-  $("figure").hidden = false;
   if ($("picture").src !== picture.uri) {
     $("unseen").hidden = true;
     $("picture").src = picture.uri;
@@ -30,22 +28,23 @@ export function showFigure(picture, seen, layer, evidence) {
   $("stage").className = seen ? layer : "";
   $("overlay").replaceChildren();
   $("heat").hidden = layer !== "evidence" || !evidence;
-  if (!seen) {
-    frame([0, 0, 1, 1], [1, 1]);
-    return;
-  }
+  if (!seen) return natural();
   place(seen.geometry);
   if (layer === "tokens") drawTokens(seen.geometry);
   if (layer === "evidence" && evidence) drawHeat(evidence.heat);
   if (layer === "evidence") drawCrops(seen.geometry, "faint");
 }
 
-/** Give a picture of which the server has not told yet its own shape, and say so if the browser cannot show it. */
+/** Say so if the browser cannot show a picture, and give it its own shape until the server told where its crops lie. */
 export function watchPicture() {
-  $("picture").addEventListener("load", () => {
-    if (!$("stage").className) shape($("picture").naturalWidth / $("picture").naturalHeight);
-  });
+  $("picture").addEventListener("load", () => $("stage").className || natural());
   $("picture").addEventListener("error", () => ($("unseen").hidden = false));
+}
+
+function natural() {
+  const { naturalWidth, naturalHeight } = $("picture");
+  frame([0, 0, 1, 1], [1, 1]);
+  if (naturalHeight) shape(naturalWidth / naturalHeight);
 }
 
 /** @param {number} ratio width to height */
@@ -137,5 +136,5 @@ export function tokensInWords({ geometry }) {
   const kept = local.reduce((/** @type {number} */ sum, /** @type {any} */ { kept_rows: r, kept_columns: c }) => sum + (r[1] - r[0]) * (c[1] - c[0]), 0);
   const cut = local.length * rows * columns - kept;
   const crops = `${local.length} crop${local.length > 1 ? "s" : ""} of ${rows} × ${columns} tokens, and the whole once more in ${rows} × ${columns}.`;
-  return cut ? `${crops} Hatched: ${format.count(cut)} tokens of padding, which are cut away.` : crops;
+  return cut ? `${crops} Hatched: ${format.count(cut)} tokens that are cut away.` : crops;
 }

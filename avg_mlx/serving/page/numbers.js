@@ -3,9 +3,10 @@
 import { $, bar, el, format } from "./dom.js";
 
 const WORDS = 12; // shown; the others share a line
+const WAITED = 0.05; // seconds from which on waiting is told
 
 const STAGES = [
-  ["preprocess", "Cutting the picture"],
+  ["preprocess", "Preprocess"],
   ["vision", "Vision tower"],
   ["router", "Router"],
   ["prefill", "Prefill"],
@@ -22,14 +23,14 @@ const REASONS = /** @type {Record<string, string>} */ ({
 
 /**
  * Show the numbers of an answer.
- * @param {import("./conversation.js").Answer} answer
+ * @param {import("./conversation.js").Answer | null} answer
  * @param {number} which of the conversation's pictures
  * @param {any} [evidence] for its granularity over another one
  */
 export function showNumbers(answer, which, evidence) {
-  const view = answer.avg?.images[which];
+  const view = answer?.avg?.images[which];
   $("numbers").hidden = !view;
-  if (!view) return;
+  if (!answer || !view) return;
   const seen = answer.seen[which];
   $("numbers").replaceChildren(
     ...tokens(view, answer.avg),
@@ -74,18 +75,16 @@ function probabilities(view, counts) {
 /** @param {any} evidence @param {{position: number, text: string}[]} kept */
 function words(evidence, kept) {
   const all = kept.map((word, n) => ({ ...word, value: evidence.words[n] })).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
-  const shown = all.slice(0, WORDS).sort((a, b) => a.position - b.position);
-  const others = all.slice(WORDS).map((word) => word.value);
-  const sum = others.reduce((a, b) => a + b, 0);
-  const bars = shown.map((word) => ({ text: readable(word.text), value: word.value }));
-  if (others.length) bars.push({ text: `${others.length} others`, value: sum });
-  bars.push({ text: "the picture", value: evidence.image }, { text: "before seeing", value: evidence.bias + evidence.unfilled });
+  const bars = all.slice(0, WORDS).sort((a, b) => a.position - b.position).map(({ text, value }) => ({ text: readable(text), value, kind: "" }));
+  const others = all.slice(WORDS);
+  const sum = others.reduce((total, { value }) => total + value, 0);
+  if (others.length) bars.push({ text: `${others.length} others`, value: sum, kind: "" });
+  bars.push({ text: "the picture", value: evidence.image, kind: "apart" });
+  bars.push({ text: "before seeing", value: evidence.bias + evidence.unfilled, kind: "" });
+  bars.push({ text: "together", value: evidence.total, kind: "sum" });
   const most = Math.max(...bars.map(({ value }) => Math.abs(value))) || 1;
-  const rows = bars.map(({ text, value }, n) => row(text, twoSided(value / most), [format.signed(value)], n === shown.length + Number(others.length > 0) ? "apart" : ""));
-  const times = Math.exp(Math.abs(evidence.total));
-  const more = `${times >= 100 ? format.count(Math.round(times)) : times.toFixed(1)} times as likely`;
-  const caption = `Words, for ${evidence.for} over ${evidence.over}: ${evidence.total < 0 ? "1/" : ""}${more}`;
-  return table(caption, ["Word", "Bar", "Evidence in logits"], rows);
+  const rows = bars.map(({ text, value, kind }) => row(text, twoSided(value / most), [format.signed(value)], kind));
+  return table(`What speaks for ${evidence.for} over ${evidence.over}`, ["What", "Bar", "Evidence in logits"], rows);
 }
 
 /** A bar that goes left or right from the middle. @param {number} share from −1 to 1 */
@@ -100,13 +99,13 @@ const readable = (text) => text.trim() || text.replaceAll("\n", "⏎").replaceAl
 
 /** @param {import("./conversation.js").Answer} answer */
 function times({ avg, usage }) {
-  const rows = STAGES.filter(([stage]) => stage in avg.timings).map(([stage, name]) => ({ name, seconds: avg.timings[stage], more: "" }));
-  const speed = avg.timings.generation_tokens_per_second;
-  if (speed && usage) rows.push({ name: "Answer", seconds: (usage.completion_tokens - 1) / speed, more: `${speed.toFixed(0)} tokens/s` });
-  if (avg.timings.waited >= 0.05) rows.unshift({ name: "Waiting", seconds: avg.timings.waited, more: "" });
+  const { timings } = avg;
+  const speed = timings.generation_tokens_per_second;
+  const rows = STAGES.filter(([stage]) => stage in timings).map(([stage, name]) => ({ name, seconds: timings[stage] }));
+  if (timings.waited >= WAITED) rows.unshift({ name: "Waiting", seconds: timings.waited });
+  if (speed && usage) rows.push({ name: `Answer, ${speed.toFixed(0)} tokens/s`, seconds: (usage.completion_tokens - 1) / speed });
   const most = Math.max(...rows.map(({ seconds }) => seconds));
-  const drawn = rows.map(({ name, seconds, more }) => row(name, bar(seconds / most), [format.seconds(seconds), more]));
-  return table("Time", ["Stage", "Bar", "Seconds", "Speed"], drawn);
+  return table("Time", ["Stage", "Bar", "Seconds"], rows.map(({ name, seconds }) => row(name, bar(seconds / most), [format.seconds(seconds)])));
 }
 
 /** @param {any} avg */
