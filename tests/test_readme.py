@@ -6,7 +6,7 @@ import shlex
 import pytest
 from conftest import PHOTO, ROOT
 
-from avg_mlx.cli import bench, chat, convert, evaluate, export, feedback, fuse, generate, models, train
+from avg_mlx.cli import bench, chat, convert, evaluate, export, feedback, fuse, generate, models, serve, train
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {
@@ -18,6 +18,7 @@ PARSERS = {
     "fuse": fuse.build_parser,
     "export": export.build_parser,
     "models": models.build_parser,
+    "serve": serve.build_parser,
     "bench": bench.build_parser,
     "train instruct": train.instruct_parser,
     "train router": train.router_parser,

@@ -89,13 +89,16 @@ def serve(args: argparse.Namespace) -> None:
     model = model_name(args)
     print(f"Loading {model} …", file=sys.stderr)
     engine = Engine(lambda: open_model(args, model), engine_options(args))
-    engine.start()
-    options.defaults.looking.check(engine.config)
 
     def ready() -> None:
         print(f"Serving {options.name} at {address_of(taken)}; Ctrl-C stops it.", file=sys.stderr, flush=True)
 
-    serve_until_signal(Service(engine, options), taken, args.grace, ready)
+    try:
+        engine.start()
+        options.defaults.looking.check(engine.config)
+        serve_until_signal(Service(engine, options), taken, args.grace, ready)
+    finally:
+        engine.stop(0)
     print("Stopped.", file=sys.stderr)
 
 

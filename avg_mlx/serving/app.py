@@ -34,8 +34,9 @@ def build_app(service: Service) -> Starlette:
     response = Endpoint(service, reading(responses.read), responses.Writer)
     middleware = [Middleware(Gate, service=service)]
     if service.options.origins:
-        allowed = {"allow_origins": service.options.origins, "allow_headers": CORS_HEADERS}
-        middleware.insert(0, Middleware(CORSMiddleware, allow_methods=("GET", "POST"), **allowed))
+        origins, methods = service.options.origins, ("GET", "POST")
+        cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=CORS_HEADERS)
+        middleware.insert(0, cors)
     return Starlette(
         routes=[
             Route("/", page_file.send),

@@ -79,7 +79,7 @@ def read_looking(fields: Fields, detail: Detail, defaults: Looking, config: Conf
         "max_visual_tokens": fields.whole("max_visual_tokens", 1, LARGE),
         "token_cost": fields.number("token_cost", 0),
     }
-    said = {key: value for key, value in told.items() if value is not None}
+    said: dict[str, Any] = {key: value for key, value in told.items() if value is not None}
     if granularity is None and not said:
         return defaults
     if granularity in (None, AUTO):
@@ -98,7 +98,7 @@ def _granularity(fields: Fields) -> Any:
 
 def _sampling(fields: Fields, defaults: Sampling) -> Sampling:
     top_p = fields.number("top_p", 0, 1)
-    given = {
+    given: dict[str, Any] = {
         "temp": fields.number("temperature", 0, 100),
         "top_p": None if top_p is None else max(top_p, SMALLEST_TOP_P),
         "top_k": fields.whole("top_k", 0, LARGE),

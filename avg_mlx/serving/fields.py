@@ -8,6 +8,8 @@ from typing import Any
 from ..errors import shown
 from .problems import bad_field
 
+LARGEST = 1e300  # JSON has numbers that no float holds, and 1e400, which is read as infinite
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -50,16 +52,15 @@ class Fields:
         return value
 
     def number(self, key: str, least: float = -math.inf, most: float = math.inf) -> float | None:
-        """A finite number within bounds."""
+        """A number within bounds."""
         value = self.get(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise self.wrong(key, _bounds(least, most))
-        try:
-            return float(value)
-        except OverflowError:
-            raise self.wrong(key, "a smaller number") from None
+        if abs(value) > LARGEST:
+            raise self.wrong(key, "a smaller number")
+        return float(value)
 
     def choice(self, key: str, choices: Sequence[str]) -> str | None:
         """One of a few words."""

@@ -134,7 +134,7 @@ class Writer:
     def _response(self, status: str, **more: Any) -> dict[str, Any]:
         fixed = {"parallel_tool_calls": False, "tool_choice": "auto", "tools": [], "store": False, "background": False}
         head = {"id": self._id, "object": "response", "created_at": self._created, "status": status}
-        empty = {"error": None, "incomplete_details": None, "output": [], "usage": None}
+        empty: dict[str, Any] = {"error": None, "incomplete_details": None, "output": [], "usage": None}
         form = {"text": {"format": {"type": "text"}}, "truncation": "disabled", "previous_response_id": None}
         return {**head, "model": self._model, **empty, **self._asked.echo, **fixed, **form, "metadata": {}, **more}
 

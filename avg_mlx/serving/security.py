@@ -48,6 +48,6 @@ def check_host(header: str, names: Collection[str]) -> None:
 def check_key(headers: Mapping[str, str], key: str) -> None:
     """Raise Problem unless the request has the key. How long this takes says nothing about it."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), key.encode()):
         message = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
         raise Problem(401, message, code="invalid_api_key")

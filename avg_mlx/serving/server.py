@@ -4,6 +4,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import uvicorn
@@ -105,10 +106,12 @@ async def _serve(service: Service, taken: socket.socket, grace_seconds: float, r
 
 async def _drain(service: Service, grace_seconds: float, hurry: asyncio.Event) -> None:
     """Stop the engine; a second call, without grace, ends the first one's waiting."""
-    stopping = asyncio.create_task(asyncio.to_thread(service.engine.stop, grace_seconds))
-    hurrying = asyncio.create_task(hurry.wait())
-    await asyncio.wait((stopping, hurrying), return_when=asyncio.FIRST_COMPLETED)
-    if not stopping.done():
-        await asyncio.to_thread(service.engine.stop, 0)
-    hurrying.cancel()
-    await stopping
+    loop, stop = asyncio.get_running_loop(), service.engine.stop
+    with ThreadPoolExecutor(2, "stop") as threads:  # of its own: the loop's may wait for a resolver
+        stopping = loop.run_in_executor(threads, stop, grace_seconds)
+        hurrying = asyncio.create_task(hurry.wait())
+        await asyncio.wait((stopping, hurrying), return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await loop.run_in_executor(threads, stop, 0)
+        hurrying.cancel()
+        await stopping

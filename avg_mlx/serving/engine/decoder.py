@@ -40,7 +40,7 @@ class Decoder:
             max_tokens=[row.limit],
             caches=[layers],
             all_tokens=[row.ids[:-1]],
-            samplers=[row.sampler],
+            samplers=[row.sampler],  # type: ignore[list-item]  # None, too, for the batch's own
             logits_processors=[row.processors],
         )
         self._rows[uid] = row

@@ -14,7 +14,7 @@ class Prefixes:
     """mlx-lm's prompt cache, in at most `limit` bytes. Its keys are contents: two images are never mixed up."""
 
     def __init__(self, limit: int):
-        self._cache = LRUPromptCache(MOST_PROMPTS, limit)
+        self._cache: Any = LRUPromptCache(MOST_PROMPTS, limit)  # annotated for ids alone, it takes any keys
 
     @property
     def nbytes(self) -> int:
