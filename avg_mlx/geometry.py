@@ -197,8 +197,10 @@ def _base_box(image_size: Pair, crop_size: int, aspect: str) -> Box:
     resized = fill_square(image_size, crop_size)
     margins = [(side - crop_size) // 2 for side in resized]
     scales = [side / new for side, new in zip(image_size, resized, strict=True)]
-    top, left = (margin * scale for margin, scale in zip(margins, scales, strict=True))
-    return top, left, top + crop_size * scales[0], left + crop_size * scales[1]
+    (first, last), (start, stop) = (
+        (margin * scale, (margin + crop_size) * scale) for margin, scale in zip(margins, scales, strict=True)
+    )
+    return first, start, last, stop
 
 
 def _local_boxes(image_size: Pair, crop_size: int, crop_grid: Pair) -> list[tuple[Pair, Box]]:

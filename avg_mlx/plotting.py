@@ -33,6 +33,7 @@ LOOK: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
+    "axes.prop_cycle": f"cycler(color={[BLUE, ORANGE, GREEN, RED, SKY, BLACK]})",
     "axes.linewidth": 0.8,
     "grid.color": "0.92",
     "grid.linewidth": 0.6,
@@ -51,14 +52,14 @@ def style() -> Iterator[None]:
     Does nothing where the plotting library (the plot extra) is not installed.
     """
     try:
-        from matplotlib import cycler, font_manager, rc_context
+        from matplotlib import font_manager, rc_context
     except ImportError:
         yield
         return
     known = {font.name for font in font_manager.fontManager.ttflist}
     fonts = ["DejaVu Sans", *(name for name in FALLBACKS if name in known)]
-    colors = cycler(color=(BLUE, ORANGE, GREEN, RED, SKY, BLACK))
-    with rc_context(LOOK | {"font.family": fonts, "axes.prop_cycle": colors}), warnings.catch_warnings():
+    settings: Any = LOOK | {"font.family": fonts}
+    with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box stands in its place
         yield
 

@@ -47,7 +47,7 @@ def test_a_picture_and_json_from_a_process_of_its_own(tiny_folder, tmp_path):
 def test_tables_add_up(tiny_folder, capsys):
     assert cli.main(["--model", str(tiny_folder), "--image", str(PHOTO), "-p", QUESTION]) == 0
     shown = capsys.readouterr().out
-    parts = [float(number) for number in re.findall(r"\| +([+-]\d+\.\d{3}) \|", shown)]
+    parts = [float(number) for number in re.findall(r"\| +([+-]\d+\.\d{3}) \|$", shown, re.MULTILINE)]
     assert parts[-1] == pytest.approx(sum(parts[:-1]), abs=0.002 * len(parts))
     logits = sorted(float(row.split("|")[4]) for row in re.findall(r"^\|.*%.*$", shown, re.MULTILINE))
     assert parts[-1] == pytest.approx(logits[-1] - logits[-2], abs=0.002)

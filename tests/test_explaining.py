@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 
 import mlx.core as mx
 import numpy as np
@@ -330,16 +331,18 @@ def test_a_router_in_another_precision_votes_as_it_decides(tiny_four_bits):
 # In notebooks
 
 
-def test_results_show_themselves_escaped_and_with_nothing_from_outside(tiny, explained):
-    hostile = "<script>alert('x')</script> & $5"
-    [explanation] = explain(*tiny, hostile, PHOTO)
-    for text in (explanation._repr_html_(), explained._repr_html_(), explained.view._repr_html_()):
-        assert "<script" not in text
-        assert "http" not in text
-        assert len(text) < 60_000
-        assert "Granularity" in text
-    assert "data:image/jpeg;base64," in explanation._repr_html_()
-    assert "&lt;" in explanation._repr_html_()
+def test_explanations_show_themselves_escaped_and_with_nothing_from_outside(explained):
+    word = dataclasses.replace(explained.votes.words[0], text='</span><script src="http://x">alert(1)</script>')
+    votes = dataclasses.replace(explained.votes, words=(word, *explained.votes.words[1:]))
+    hostile = dataclasses.replace(explained, votes=votes)._repr_html_()
+    assert "&lt;script src=&quot;http://x&quot;&gt;" in hostile
+    for shown in (hostile, explained._repr_html_(), explained.view._repr_html_()):
+        assert "<script" not in shown
+        sources = re.findall(r'<[^>]* (?:src|href)="(.*?)"', shown)
+        assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+        assert f"Granularity {explained.view.granularity}," in shown
+        assert len(shown) < 60_000
+    assert hostile.count("<img") == 1
 
 
 def test_an_answer_shows_itself_escaped(tiny):

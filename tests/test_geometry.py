@@ -294,27 +294,26 @@ def test_local_crops_lie_side_by_side_around_the_whole_image(image_size, crop_gr
     assert geometry.crops[0].box == (0, 0, height, width)
 
 
-SHADES = [(40 * n + 20, 255 - 40 * n, 30 * n) for n in range(6)]
-
-
 @pytest.mark.parametrize("size", [(112, 112), (90, 200), (224, 70), (300, 300)])
 @pytest.mark.parametrize("aspect", ["anyres", "pad", "crop"])
 def test_a_crop_shows_what_is_in_its_box(tiny, size, aspect):
-    """Of an image of six coloured stripes: the pixels in the middle of each token, against the colours of its place."""
-    config = replace(tiny[0].config, image_aspect_ratio=aspect, grid_pinpoints=((56, 112), (112, 112), (112, 56)))
-    config = config if aspect == "anyres" else replace(config, grid_pinpoints=())
+    """In an image whose red tells the row and whose green the column: the pixels in the middle of each token."""
+    pinpoints = ((56, 112), (112, 112), (112, 56)) if aspect == "anyres" else ()
+    config = replace(tiny[0].config, image_aspect_ratio=aspect, grid_pinpoints=pinpoints)
     height, width = size
-    image = Image.new("RGB", (width, height))
-    for n, shade in enumerate(SHADES):
-        image.paste(shade, (0, n * height // 6, width, (n + 1) * height // 6))
-    crops, vision = make_crops(image, config), config.vision
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([255 * (y + 0.5) / height, 255 * (x + 0.5) / width, 0 * y], axis=-1).round().astype(np.uint8)
+    crops, vision = make_crops(Image.fromarray(image), config), config.vision
     pixels = (crops.pixels * np.array(vision.image_std) + np.array(vision.image_mean)) * 255
+    geometry = config.geometry(16, size)
+    assert len(geometry.crops) == len(pixels)
     compared = 0
-    for crop, shown in zip(config.geometry(16, size).crops, pixels, strict=True):
+    for crop, shown in zip(geometry.crops, pixels, strict=True):
         for row, column in itertools.product(range(4), range(4)):
-            y, x = (sum(edges[n : n + 2]) / 2 for edges, n in ((crop.row_edges, row), (crop.column_edges, column)))
-            stripe, beside = divmod(y * 6 / height, 1)
-            if 0 < x < width and 0 < y < height and 0.3 < beside < 0.7:  # not where bicubic blends two of them
-                assert np.abs(shown[row * 14 + 7, column * 14 + 7] - SHADES[int(stripe)]).max() < 30
+            tops, lefts = crop.row_edges[row : row + 2], crop.column_edges[column : column + 2]
+            shares = sum(tops) / 2 / height, sum(lefts) / 2 / width
+            if all(0.05 < share < 0.95 for share in shares):  # near the padding, bicubic blends with it
+                middle = shown[row * 14 + 6 : row * 14 + 8, column * 14 + 6 : column * 14 + 8].mean(axis=(0, 1))
+                assert middle[:2] == pytest.approx([255 * share for share in shares], abs=3)
                 compared += 1
-    assert compared >= 8
+    assert compared >= 4

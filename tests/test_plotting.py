@@ -7,7 +7,9 @@ import warnings
 import numpy as np
 import pytest
 from conftest import PHOTO, ROOT
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image, ImageDraw
 
 from avg_mlx import InputError, draw_explanation, explain, load, plotting
@@ -27,7 +29,7 @@ def drawn(size: tuple[int, int]) -> Image.Image:
 
 @pytest.fixture
 def figures(monkeypatch) -> list[Figure]:
-    """The figures that are saved, as they are drawn."""
+    """The figures that are saved."""
     saved: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (save(self, *args, **kw), saved.append(self))[0])
@@ -39,10 +41,14 @@ def explained(tiny):
     return explain(*tiny, QUESTION, PHOTO)[0]
 
 
-def texts(figure: Figure) -> list:
-    """The visible texts of a figure with words."""
-    found = [text for text in figure.findobj(match=lambda artist: hasattr(artist, "get_text")) if text.get_visible()]
-    return [text for text in found if text.get_text().strip()]
+def texts(figure: Figure) -> list[Text]:
+    """All that is written in a figure, but for what is not drawn, such as ticks outside of their axes."""
+    drawn: dict[Text, None] = {}
+    draw = Text.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Text, "draw", lambda self, *args, **kw: (drawn.setdefault(self), draw(self, *args, **kw))[1])
+        FigureCanvasAgg(figure).draw()
+    return [text for text in drawn if text.get_visible() and text.get_text().strip()]
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -6,7 +6,7 @@ import shlex
 import pytest
 from conftest import PHOTO, ROOT
 
-from avg_mlx.cli import bench, chat, convert, evaluate, export, feedback, fuse, generate, models, serve, train
+from avg_mlx.cli import bench, chat, convert, evaluate, explain, export, feedback, fuse, generate, models, serve, train
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSERS = {
@@ -15,6 +15,7 @@ PARSERS = {
     "generate": generate.build_parser,
     "feedback": feedback.build_parser,
     "evaluate": evaluate.build_parser,
+    "explain": explain.build_parser,
     "fuse": fuse.build_parser,
     "export": export.build_parser,
     "models": models.build_parser,

@@ -53,8 +53,8 @@ def explain(args: argparse.Namespace) -> None:
     for each in explained:
         each.evidence(args.over)  # says what is wrong with --over before anything is shown
     if args.json:
-        images = [each.to_dict() for each in explained]
-        print(json.dumps({"model": name, "revision": args.revision, "prompt": args.prompt, "images": images}))
+        about = {"model": name, "revision": args.revision, "prompt": args.prompt}
+        print(json.dumps(about | {"images": [each.to_dict() for each in explained]}, ensure_ascii=False))
     else:
         print("\n\n".join(told(each, args.over) for each in explained))
     for picture, each in zip(pictures(args.output, len(explained)), explained, strict=False):

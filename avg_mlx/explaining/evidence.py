@@ -1,7 +1,7 @@
 """The router's vote, taken apart exactly: what each position of the pyramid and each kept word adds to it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
 
@@ -32,7 +32,8 @@ class Votes:
     """
 
     granularities: tuple[int, ...]
-    levels: tuple[np.ndarray, ...]  # for each level of the pyramid: (crops, rows, columns, granularities), base first
+    # For each level of the pyramid: (crops, rows, columns, granularities), the base crop first.
+    levels: tuple[np.ndarray, ...] = field(repr=False)
     words: tuple[Word, ...]  # the most similar to the image first
     unfilled: np.ndarray  # (granularities,): of the rows for which a short prompt has no words
     weight: np.ndarray  # (granularities,), the logit norm's
@@ -78,7 +79,8 @@ class Evidence:
 
     choice: int
     over: int
-    levels: tuple[np.ndarray, ...]  # for each level of the pyramid: (crops, rows, columns), the base crop first
+    # For each level of the pyramid: (crops, rows, columns), the base crop first.
+    levels: tuple[np.ndarray, ...] = field(repr=False)
     words: tuple[float, ...]  # for each kept word
     unfilled: float
     bias: float  # what the router thinks of the two before it sees anything

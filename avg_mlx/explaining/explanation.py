@@ -1,6 +1,6 @@
 """Why an image is looked at as closely as it is: the router's vote, where it lies in the image, and in which words."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,11 @@ class Explanation:
     """How closely one image is looked at, where its tokens lie, and what the router's decision is made of."""
 
     view: View
-    geometry: ImageGeometry  # at the view's granularity
-    patches: ImageGeometry  # of the patches, which are finer than any token
-    levels: tuple[ImageGeometry, ...]  # at each of the model's granularities, in the config's order
-    votes: Votes | None  # None if the router did not run
-    image: Image.Image | None = None  # upright, for the picture
+    geometry: ImageGeometry = field(repr=False)  # at the view's granularity
+    patches: ImageGeometry = field(repr=False)  # at the finest there can be: a token for each patch
+    levels: tuple[ImageGeometry, ...] = field(repr=False)  # at each of the model's granularities, in the config's order
+    votes: Votes | None = field(repr=False)  # None if the router did not run
+    image: Image.Image | None = field(default=None, repr=False)  # upright, for the picture
 
     def evidence(self, over: int | None = None) -> Evidence | None:
         """Tell what speaks for the view's granularity over another one, by default the one of the best score.

@@ -43,7 +43,7 @@ def draw_explanation(explanation: Explanation, file: str | Path, title: str = ""
     figure = plotting.new_figure(0.6 + above + below)
     assert figure is not None  # check_picture has seen to it
     figure.suptitle(_heading(explanation, title), fontsize="large", x=0.01, ha="left", linespacing=1.4)
-    parts = figure.subfigures(2, 1, height_ratios=(above, below))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(above, below))
     axes = parts[0].subplots(*((panels, 1) if stacked else (1, panels)), squeeze=False).flat
     _draw_tokens(axes[0], explanation)
     if evidence is None:
@@ -80,8 +80,7 @@ def _show(axes: "Axes", explanation: Explanation, image: Image.Image | None) -> 
     axes.set_facecolor("0.2")
     if image is not None:
         shown = np.asarray(image.resize(fit(image.size, min(LONGEST, max(image.size))), Image.Resampling.BOX))
-        gray = {"cmap": "gray", "vmin": 0, "vmax": 255} if shown.ndim == 2 else {}
-        axes.imshow(shown, extent=(0, width, height, 0), **gray)
+        axes.imshow(shown, extent=(0, width, height, 0))
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
     axes.set_aspect("auto" if max(width, height) > 8 * min(width, height) else "equal")
     axes.spines[:].set_visible(False)
@@ -135,7 +134,8 @@ def _rectangle(axes: "Axes", box: Box, **style: Any) -> None:
 def _draw_heat(figure: "Figure | SubFigure", axes: "Axes", explanation: Explanation, evidence: Evidence) -> None:
     """Lay the evidence over the image in grey."""
     height, width = explanation.geometry.image_size
-    _show(axes, explanation, explanation.image and explanation.image.convert("L").point(lambda x: 128 + x // 2))
+    pale = explanation.image and explanation.image.convert("L").point(lambda x: 128 + x // 2).convert("RGB")
+    _show(axes, explanation, pale)
     heat = explanation.heat(evidence, LONGEST // 2)
     padding = evidence.image - heat.sum()
     heat *= heat.size / 100  # in a hundredth of the image
