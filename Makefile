@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow fuzz lint types metal-check wheel clean
+.PHONY: demo test test-slow test-page fuzz lint types metal-check wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/avg-mlx demo
@@ -13,6 +13,17 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow
+
+# The server's page in a real browser, which has to be there: Chromium or Chrome, and npm for what checks the page.
+# SCREENSHOTS=docs draws the pictures of docs/page.md anew.
+test-page: $(VENV)/installed build/page/node_modules
+	$(BIN)/pip install --quiet --editable '.[page]'
+	SCREENSHOTS=$(SCREENSHOTS) $(BIN)/pytest -m browser tests/page
+
+build/page/node_modules: Makefile
+	mkdir -p build/page
+	npm install --silent --no-save --prefix build/page axe-core@4.14.1 typescript@7.0.2
+	touch $@
 
 # Hostile inputs and faults by the thousand, and the table in docs/reliability.md. SEED= draws others.
 SEED ?= 0
