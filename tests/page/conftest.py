@@ -52,7 +52,7 @@ def url() -> Iterator[str]:
 class Visit:
     """The page as someone sees it who has opened it, and what it has asked for."""
 
-    def __init__(self, context: BrowserContext, url: str):
+    def __init__(self, context: BrowserContext, url: str, keyed: bool):
         self.url, self.context, self.page = url, context, context.new_page()
         self.asked: list[tuple[str, dict]] = []  # (path, body) of each request that has one
         self.faults: list[str] = []
@@ -61,7 +61,7 @@ class Visit:
         self.page.on("console", self._heard)
         self.page.on("request", self._sent)
         self.page.goto(url)
-        self.page.wait_for_selector("#model:not(:empty)")
+        self.page.wait_for_selector("#key-dialog[open]" if keyed else "#model:not(:empty)")
 
     def _heard(self, message) -> None:
         if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
@@ -105,13 +105,16 @@ class Visit:
 
 @pytest.fixture
 def visit(browser, url):
-    """`visit(server, **how)` opens the page in a browser of its own; how: what playwright's contexts take."""
+    """`visit(server, keyed, **how)` opens the page in a browser of its own.
+
+    keyed: whether the server asks for a key first. how: what playwright's contexts take.
+    """
     opened: list[Visit] = []
 
-    def visit(server: Server | str = url, **how) -> Visit:
+    def visit(server: Server | str = url, keyed: bool = False, **how) -> Visit:
         address = server if isinstance(server, str) else server.url
         context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}} | how)
-        opened.append(Visit(context, address))
+        opened.append(Visit(context, address, keyed))
         return opened[-1]
 
     yield visit
