@@ -1,5 +1,7 @@
 """The engine's thread: loading, stopping, faults, and what it says of itself."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -166,6 +168,26 @@ def test_without_grace_what_runs_is_told_that_it_ends(engine, gate):
     assert isinstance(client.last, Failed)
     assert client.last.kind == "stopping"
     assert (engine.snapshot().decoding, engine.snapshot().kv_bytes) == (0, 0)
+
+
+EXITING = """
+import sys
+
+import mlx.core as mx
+
+from avg_mlx import load
+from avg_mlx.serving.engine.thread import Engine
+
+mx.eval(mx.zeros(1) + 1)
+engine = Engine(lambda: load(sys.argv[1]))
+engine.start()
+engine.stop(0)
+"""
+
+
+def test_a_process_ends_in_peace_after_its_engine(tiny_folder):
+    ended = subprocess.run([sys.executable, "-c", EXITING, str(tiny_folder)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_what_loading_raises_is_raised():

@@ -15,6 +15,7 @@ from .jobs import MOST_LOGPROBS, Done, Piece, Routed
 from .problems import Problem, bad_field
 
 NO_TOOLS = "this model calls no tools"
+NO_FORMS = "answers are not held to a form here"
 
 
 def read(fields: Fields, defaults: Defaults, config: Config, served: str) -> Asked:
@@ -37,7 +38,7 @@ def read(fields: Fields, defaults: Defaults, config: Config, served: str) -> Ask
 def read_route(fields: Fields, defaults: Defaults, config: Config, served: str) -> Asked:
     """Read a request to route: messages, how closely to look, and whether to explain.
 
-    What is for answering is left alone.
+    What is for answering is read and changes nothing.
     """
     check_model(fields, served)
     conversation = read_conversation(fields.objects("messages"), defaults.looking.system_prompt)
@@ -59,7 +60,7 @@ def _refuse(fields: Fields) -> None:
     fields.refuse("audio", "this model writes text")
     form = fields.object("response_format")
     if form and form.get("type") != "text":
-        raise bad_field("response_format.type", "is not text, and the form of answers is not enforced here")
+        raise bad_field("response_format.type", f"is not text; {NO_FORMS}", "unsupported_value")
 
 
 def _logprobs(fields: Fields) -> int | None:
@@ -91,9 +92,8 @@ class Writer:
         avg = telling.complete(self._routed, done)
         yield self._chunk({}, done.answer.finish_reason, avg=avg)
         if self._asked.include_usage:
-            yield telling.sse(
-                {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": self._usage(done)}
-            )
+            counted = {"choices": [], "usage": self._usage(done)}
+            yield telling.sse({**self._head, "object": "chat.completion.chunk", **counted})
         yield "data: [DONE]\n\n"
 
     def fail(self, problem: Problem) -> Iterator[str]:

@@ -82,9 +82,8 @@ class EventStream(StreamingResponse):
             self._exchange.cancel()
 
     async def _write(self) -> AsyncIterator[str]:
-        for text in self._writer.begin():
-            yield text
         try:
+            yield "".join(self._writer.begin())
             while not isinstance(event := await self._exchange.next(), Done):
                 if isinstance(event, Piece):
                     yield "".join(self._writer.piece(event))

@@ -87,8 +87,8 @@ def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
 
 
 def _schemas(model: str) -> dict[str, Schema]:
-    looking = {
-        "model": _nullable("string", examples=[model]),
+    looking: dict[str, Schema] = {
+        "model": {"enum": [model, None]},
         "granularity": {
             "description": "Visual tokens per crop, or auto: the router's choice.",
             "anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}, {"type": "null"}],
@@ -96,7 +96,7 @@ def _schemas(model: str) -> dict[str, Schema]:
         "max_visual_tokens": _nullable("integer", minimum=1, description="A budget for each image."),
         "token_cost": _nullable("number", minimum=0, description="The price of the finest visual tokens."),
     }
-    drawing = {
+    drawing: dict[str, Schema] = {
         "temperature": _nullable("number", minimum=0, maximum=100),
         "top_p": _nullable("number", minimum=0, maximum=1),
         "top_k": _nullable("integer", minimum=0),

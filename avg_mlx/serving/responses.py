@@ -46,7 +46,7 @@ def _refuse(fields: Fields) -> None:
         raise bad_field("tool_choice", "asks for a tool; this model calls none", "unsupported_value")
     form = fields.object("text") or Fields({})
     if (form := form.object("format") or Fields({})).get("type") not in (None, "text"):
-        raise bad_field("text.format.type", "is not text, and the form of answers is not enforced here")
+        raise bad_field("text.format.type", "is not text; answers are not held to a form here", "unsupported_value")
 
 
 def _conversation(fields: Fields, system_prompt: str | None) -> Conversation:

@@ -3,24 +3,19 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
-from ..inference.steps import Seconds
 from ..inference.view import View
-from .jobs import ChosenToken, Done, Routed, TokenScore
+from .jobs import ChosenToken, Done, Piece, Routed, TokenScore
 
+LOOKING = ("preprocess", "vision", "router")  # the stages before decoding
 LEAST_LOGPROB = -9999.0  # OpenAI's number for what is impossible; JSON has no infinity
 
 
 def sse(content: dict[str, Any], event: str | None = None) -> str:
-    """A server-sent event."""
+    """A server-sent event, in ASCII: some clients take a Unicode line separator for the end of a line."""
     named = f"event: {event}\n" if event else ""
-    return f"{named}data: {json_text(content)}\n\n"
-
-
-def json_text(content: Any) -> str:
-    """JSON on one line."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return f"{named}data: {json.dumps(content, separators=(',', ':'), allow_nan=False)}\n\n"
 
 
 def usage(routed: Routed, done: Done) -> dict[str, int]:
@@ -37,13 +32,14 @@ def usage(routed: Routed, done: Done) -> dict[str, int]:
 
 def routing(routed: Routed) -> dict[str, Any]:
     """How closely the images are looked at, and what else is known before the answer."""
+    routed_images = sum(view.routing is not None for view in routed.views)
     return {
         "images": [view_of(view) for view in routed.views],
         "visual_tokens": routed.image_positions,
         "visual_tokens_finest": sum(view.visual_tokens_finest for view in routed.views),
         "under_load": routed.under_load,
-        "timings": {"waited": routed.waited, **seconds_until(routed.seconds)},
-        "counters": {"vision_calls": routed.vision_calls, "router_calls": _routed(routed.views)},
+        "timings": {"waited": routed.waited, **{name: getattr(routed.seconds, name) for name in LOOKING}},
+        "counters": {"vision_calls": routed.vision_calls, "router_calls": routed_images},
     }
 
 
@@ -75,24 +71,15 @@ def view_of(view: View) -> dict[str, Any]:
     }
 
 
-def seconds_until(seconds: Seconds) -> dict[str, float]:
-    """The seconds of the stages before decoding."""
-    return {name: getattr(seconds, name) for name in ("preprocess", "vision", "router")}
-
-
 def logprobs(tokens: Sequence[ChosenToken]) -> list[dict[str, Any]]:
     """Tokens with their log-probabilities, and the likeliest ones beside each."""
     return [{**_score(token), "top_logprobs": [_score(other) for other in token.likeliest]} for token in tokens]
 
 
-def tokens_of(pieces: Iterable[Any]) -> list[ChosenToken]:
+def tokens_of(pieces: Iterable[Piece]) -> list[ChosenToken]:
     """The tokens of all pieces."""
-    return [cast(ChosenToken, token) for piece in pieces for token in piece.tokens]
+    return [token for piece in pieces for token in piece.tokens]
 
 
 def _score(token: TokenScore) -> dict[str, Any]:
     return {"token": token.text, "logprob": max(token.logprob, LEAST_LOGPROB), "bytes": list(token.data)}
-
-
-def _routed(views: Sequence[View]) -> int:
-    return sum(view.routing is not None for view in views)

@@ -70,9 +70,10 @@ class Core:
         self._decode()
 
     def fail_waiting(self, error: Exception) -> None:
-        """Fail the requests in the queue."""
-        while work := self.queue.take():
-            self._end(work, error)
+        """Fail the requests in the queue, and none that comes meanwhile."""
+        for _ in range(len(self.queue)):
+            if work := self.queue.take():
+                self._end(work, error)
 
     def fail_all(self, error: Exception) -> None:
         """Fail every request."""

@@ -107,16 +107,23 @@ class Engine:
             self._condition.notify()
 
     def _run(self) -> None:
-        """Load the model, then work until the engine stops. Whatever happens, nobody waits for an answer in vain."""
+        """Load the model, then work until the engine stops."""
         try:
             model, tokenizer = self._load()
             core = Core(model, tokenizer, self._options)
-        except BaseException as error:
-            self._failed = error
+            self.config, self._core, self._status = model.config, core, core.status()
             self._ready.set()
-            return
-        self.config, self._core, self._status = model.config, core, core.status()
-        self._ready.set()
+            self._serve(core)
+        except BaseException as error:
+            if self._ready.is_set():
+                raise
+            self._failed = error
+        finally:
+            mx.clear_streams()  # this thread's; MLX aborts a process that ends after a thread which left some
+            self._ready.set()
+
+    def _serve(self, core: Core) -> None:
+        """Work until the engine stops. Whatever happens, nobody waits for an answer in vain."""
         try:
             while self._has_work(core):
                 self._work(core)
