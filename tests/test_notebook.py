@@ -29,4 +29,3 @@ def test_the_notebook_runs_and_its_results_show_themselves(tmp_path, monkeypatch
     assert sum("Granularity" in data.get("text/html", "") for data in shown) == 3  # an answer, a view, an explanation
     assert sum("image/png" in data for data in shown) == 3  # the picture, its explanation, accuracy against tokens
     assert sum("|" in data.get("text/markdown", "") for data in shown) == 2
-    assert not any(output["output_type"] == "stream" and output["name"] == "stderr" for output in outputs)

@@ -1,5 +1,6 @@
 """Pictures: what they show, that labels stay apart, and that there is one look."""
 
+import dataclasses
 import io
 import sys
 import warnings
@@ -89,6 +90,24 @@ def test_bars_are_the_words_evidence_in_reading_order(explained, figures, tmp_pa
     assert [bar.get_width() for bar in words.containers[0]] == pytest.approx([value for _, value in pairs])
     shares = dict(zip(explained.view.routing.granularities, explained.view.routing.probabilities, strict=True))
     assert [bar.get_width() for bar in odds.containers[0]] == pytest.approx([shares[g] for g in sorted(shares)])
+
+
+def test_a_router_that_keeps_no_words_has_a_picture_too(explained, figures, tmp_path):
+    votes = dataclasses.replace(explained.votes, words=())
+    draw_explanation(dataclasses.replace(explained, votes=votes), tmp_path / "picture.png")
+    assert any("none" in text.get_text() for text in texts(figures[0]))
+
+
+def test_many_words_share_a_bar(explained, figures, tmp_path):
+    [word, *_] = explained.votes.words
+    many = [dataclasses.replace(word, position=n, text=f"w{n}", votes=(0.1 * n, 0, 0, 0, 0)) for n in range(40)]
+    crowded = dataclasses.replace(explained, votes=dataclasses.replace(explained.votes, words=tuple(many)))
+    draw_explanation(crowded, tmp_path / "picture.png")
+    axes = next(a for a in figures[0].findobj(match=lambda a: hasattr(a, "containers")) if a.containers)
+    widths = [bar.get_width() for bar in axes.containers[0]]
+    assert len(widths) == 15
+    assert sum(widths) == pytest.approx(sum(crowded.evidence().words))
+    assert any("(26 others)" in text.get_text() for text in texts(figures[0]))
 
 
 def test_another_comparison_can_be_drawn(explained, figures, tmp_path):

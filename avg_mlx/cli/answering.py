@@ -1,4 +1,4 @@
-"""What generate and chat share: their options, and how a model is opened with them."""
+"""What generate, chat and explain share: their options, and how inputs are read and a model is opened with them."""
 
 import argparse
 import sys
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from ..inference.sampling import Sampling
+    from ..inputs.image_io import ImageSource
     from ..inputs.tokenizer import Tokenizer
     from ..model.avg_llava import Model
 
@@ -139,6 +140,29 @@ def open_model(
     if BLAS == MISSING and mx.default_device() == mx.cpu and sum(part.parameters for part in parts_of(model)) > LARGE:
         print(HINT, file=sys.stderr)
     return model, tokenizer
+
+
+def read_inputs(args: argparse.Namespace) -> "tuple[str, list[ImageSource]]":
+    """Read the prompt and the images, so that what is wrong with them is said before the model is loaded."""
+    from ..inputs.image_io import read_image
+    from ..inputs.prompt import build_messages
+
+    prompt, images = _read_stdin(args.prompt, args.image)
+    build_messages(prompt, len(images), args.system_prompt)
+    return prompt, [read_image(image, args.max_pixels) for image in images]
+
+
+def _read_stdin(prompt: str, images: list[str]) -> tuple[str, list[str | bytes]]:
+    from ..inputs.fetching import MAX_BYTES
+
+    if [prompt, *images].count("-") > 1:
+        raise InputError("standard input can be read once; give - for the prompt or for one image")
+    if prompt == "-":
+        try:
+            prompt = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError:
+            raise InputError("the prompt on standard input is not UTF-8 text; save it as UTF-8") from None
+    return prompt, [sys.stdin.buffer.read(MAX_BYTES + 1) if image == "-" else image for image in images]
 
 
 def sampling_of(args: argparse.Namespace) -> "Sampling":

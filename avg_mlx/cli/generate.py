@@ -16,6 +16,7 @@ from .answering import (
     decoding_of,
     model_name,
     open_model,
+    read_inputs,
 )
 from .parser import Parser, number, run, text
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from ..inference.answer import Answer
     from ..inference.view import View
-    from ..inputs.image_io import ImageSource
 
 
 def main(arguments: list[str] | None = None, prog: str = "generate.py") -> int:
@@ -72,7 +72,7 @@ def answer_one(args: argparse.Namespace) -> None:
     from ..weights.sharding import Agreed
 
     group = _join_group(args)
-    prompt, images = _read_inputs(args)
+    prompt, images = read_inputs(args)
     start, name = time.perf_counter(), model_name(args)
     model, tokenizer = open_model(args, name, group)
     load_seconds = time.perf_counter() - start
@@ -112,29 +112,6 @@ def _join_group(args: argparse.Namespace) -> "mx.distributed.Group":
         args.quiet = True
         sys.stdout = io.StringIO()
     return group
-
-
-def _read_inputs(args: argparse.Namespace) -> "tuple[str, list[ImageSource]]":
-    """Read the prompt and the images, so that what is wrong with them is said before the model is loaded."""
-    from ..inputs.image_io import read_image
-    from ..inputs.prompt import build_messages
-
-    prompt, images = _read_stdin(args.prompt, args.image)
-    build_messages(prompt, len(images), args.system_prompt)
-    return prompt, [read_image(image, args.max_pixels) for image in images]
-
-
-def _read_stdin(prompt: str, images: list[str]) -> tuple[str, list[str | bytes]]:
-    from ..inputs.fetching import MAX_BYTES
-
-    if [prompt, *images].count("-") > 1:
-        raise InputError("standard input can be read once; give - for the prompt or for one image")
-    if prompt == "-":
-        try:
-            prompt = sys.stdin.buffer.read().decode()
-        except UnicodeDecodeError:
-            raise InputError("the prompt on standard input is not UTF-8 text; save it as UTF-8") from None
-    return prompt, [sys.stdin.buffer.read(MAX_BYTES + 1) if image == "-" else image for image in images]
 
 
 def summary(answer: "Answer") -> str:

@@ -19,7 +19,8 @@ MARKER = 11  # points; a label keeps that far from every mode
 LEADER = 6  # points between marker and label from which on a line joins them
 WIDE = 0.065  # share of a bar from which on its number stands inside
 # Colours, shapes for print, and what the legend says.
-STYLES = {
+Style = tuple[str, str, int, str]
+STYLES: dict[str, Style] = {
     ADAPTIVE: (BLUE, "D", 8, "adaptive: the router's choice"),
     RANDOM: (RED, "^", 9, "random: a choice by chance"),
     ORACLE: (GREEN, "*", 13, "oracle: the choice of least loss"),
@@ -37,22 +38,31 @@ def plot_accuracy(summary: Mapping[str, Any], picture: Path) -> Path | None:
     figure = plotting.new_figure(5.2)
     if figure is None:
         return None
-    modes: Mapping[str, Any] = summary["modes"]
-    fixed = [one for mode, one in modes.items() if mode not in STYLES]
     axes = figure.subplots()
+    axes.set_title(f"{summary['questions']:,} questions")
+    draw_modes(axes, summary["modes"], STYLES, summary.get("dial", {}).get("curve", ()))
+    figure.legend(loc="outside lower center", ncols=2)
+    name_modes(figure, axes, summary["modes"], STYLES)
+    return plotting.save(figure, picture)
+
+
+def draw_modes(
+    axes: "Axes", modes: Mapping[str, Any], styles: Mapping[str, Style], curve: Sequence[tuple[float, float]] = ()
+) -> None:
+    """Draw modes as points with intervals; those without a style are one granularity for all.
+
+    modes: `visual_tokens`, `accuracy` and `interval` of each. curve: (visual tokens, accuracy) of the dial.
+    """
+    fixed = [one for mode, one in modes.items() if mode not in styles]
     if fixed:
         _draw(axes, fixed, color=GREY, marker="o", markersize=5, linestyle="-", linewidth=1, label=FIXED, zorder=3)
-    for mode, (color, marker, size, label) in STYLES.items():
+    for mode, (color, marker, size, label) in styles.items():
         if mode in modes:
             _draw(axes, [modes[mode]], color=color, marker=marker, markersize=size, linestyle="", label=label)
-    if "dial" in summary:
-        tokens, accuracy = zip(*summary["dial"]["curve"], strict=True)
+    if curve:
+        tokens, accuracy = zip(*curve, strict=True)
         axes.plot(tokens, accuracy, color=STYLES[ADAPTIVE][0], linewidth=1, linestyle=":", label=DIAL, zorder=2)
     _scale(axes, [one["visual_tokens"] for one in modes.values()])
-    axes.set_title(f"{summary['questions']:,} questions")
-    figure.legend(loc="outside lower center", ncols=2)
-    _name(figure, axes, modes)
-    return plotting.save(figure, picture)
 
 
 def _draw(axes: "Axes", modes: Sequence[Mapping[str, Any]], **style: Any) -> None:
@@ -93,8 +103,8 @@ def _ticks(low: float, high: float) -> Any:
     return FixedLocator(shown) if len(shown) > 2 else MaxNLocator(4)
 
 
-def _name(figure: "Figure", axes: "Axes", modes: Mapping[str, Any]) -> None:
-    """Write each mode's name beside its point."""
+def name_modes(figure: "Figure", axes: "Axes", modes: Mapping[str, Any], styles: Mapping[str, Style]) -> None:
+    """Write each mode's name beside its point, once nothing else will move."""
     from matplotlib.patheffects import withStroke
 
     figure.draw_without_rendering()  # so that it is known where everything stands
@@ -110,7 +120,7 @@ def _name(figure: "Figure", axes: "Axes", modes: Mapping[str, Any]) -> None:
         for one in modes.values()
         for point in along(*(at(one["visual_tokens"], accuracy) for accuracy in one["interval"]))
     ]
-    fixed = [point for mode, point in zip(modes, points, strict=True) if mode not in STYLES]
+    fixed = [point for mode, point in zip(modes, points, strict=True) if mode not in styles]
     lines += [point for start, end in itertools.pairwise(fixed) for point in along(start, end)]
     texts = [
         axes.annotate(
@@ -120,7 +130,7 @@ def _name(figure: "Figure", axes: "Axes", modes: Mapping[str, Any]) -> None:
             textcoords="offset points",
             ha="center",
             va="center",
-            color=STYLES[mode][0] if mode in STYLES else GREY,
+            color=styles[mode][0] if mode in styles else GREY,
             fontsize="small",
             path_effects=[withStroke(linewidth=2, foreground="white")],  # legible where it crosses a line
             zorder=4,
@@ -140,18 +150,23 @@ def _name(figure: "Figure", axes: "Axes", modes: Mapping[str, Any]) -> None:
             axes.annotate("", text.xy, offset, textcoords="offset points", arrowprops=line).set_in_layout(False)
 
 
-@plotting.style()
 def plot_choices(summary: Mapping[str, Any], picture: Path) -> Path | None:
     """Draw how often the router took each granularity: a bar for each category, the coarsest on top.
 
     Returns None if there are no categories or no router, or where the plotting library is not installed.
     """
     categories = summary["modes"].get(ADAPTIVE, {}).get("categories", {})
+    return draw_choices(categories, summary["granularities"], "a category's questions, whose number", picture)
+
+
+@plotting.style()
+def draw_choices(categories: Mapping[str, Any], granularities: Sequence[int], whose: str, picture: Path) -> Path | None:
+    """Draw a bar for each category, of the `shares` of granularities among its `questions`; `whose` says of what."""
     asked = {name: one for name, one in categories.items() if one["questions"]}
     figure = plotting.new_figure(1.4 + 0.36 * len(asked))
     if figure is None or not asked:
         return None
-    levels = sorted(summary["granularities"])
+    levels = sorted(granularities)
     names = sorted(asked, key=lambda name: (sum(g * asked[name]["shares"][str(g)] for g in levels), name))
     axes = figure.subplots()
     left = [0.0] * len(names)
@@ -166,7 +181,7 @@ def plot_choices(summary: Mapping[str, Any], picture: Path) -> Path | None:
         left = [a + b for a, b in zip(left, shares, strict=True)]
     plotting.bars(axes, [f"{plotting.short(name)} ({asked[name]['questions']:,})" for name in names])
     plotting.shares(axes.xaxis)
-    axes.set(xlim=(0, 1), xlabel="share of a category's questions, whose number is in brackets (linear scale)")
+    axes.set(xlim=(0, 1), xlabel=f"share of {whose} is in brackets (linear scale)")
     figure.legend(title="visual tokens per crop that the router chose", loc="outside upper center", ncols=len(levels))
     return plotting.save(figure, picture)
 

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..geometry import ImageGeometry
 from ..inference.view import View
 from . import inline
-from .evidence import Evidence, Votes
+from .evidence import Evidence, Votes, Word
 from .heat import fit, spread_over_image, spread_over_patches
 
 HEAT_SIDE = 96  # numbers along the longer side of an image's heat map in JSON
@@ -36,10 +36,16 @@ class Explanation:
         """
         others = [level.granularity for level in self.levels if level.granularity != self.view.granularity]
         if over is not None and over not in others:
-            raise InputError(f"{over} is no granularity to compare {self.view.granularity} with; choose from {others}")
+            choices = ", ".join(map(str, others))
+            raise InputError(f"{over} is no granularity to compare {self.view.granularity} with; choose from {choices}")
         if self.votes is None or self.view.routing is None or not others:
             return None
         return self.votes.evidence(self.view.granularity, self.view.routing.best_of(others) if over is None else over)
+
+    def words(self, evidence: Evidence) -> list[tuple[Word, float]]:
+        """Pair each kept word with its part of the evidence, in reading order."""
+        words = self.votes.words if self.votes else ()
+        return sorted(zip(words, evidence.words, strict=True), key=lambda pair: pair[0].position)
 
     def heat(self, evidence: Evidence, longest: int = HEAT_SIDE) -> np.ndarray:
         """Lay evidence over the image: (rows, columns), the longer side `longest`.
@@ -75,12 +81,12 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         evidence, told = self.evidence(), self.view._repr_html_()
-        if evidence is None or self.votes is None:
+        if evidence is None:
             return told
-        pairs = sorted(zip(self.votes.words, evidence.words, strict=True), key=lambda pair: pair[0].position)
-        title = f"what speaks for {evidence.choice} (purple) over {evidence.over} (orange)"
+        title = html.paragraph(f"what speaks for {evidence.choice} (purple) over {evidence.over} (orange)")
         shown = inline.overlay(self.image, self.heat(evidence, inline.LONGEST)) if self.image else ""
-        return told + html.paragraph(title) + shown + inline.words((word.text, value) for word, value in pairs)
+        words = inline.words((word.text, value) for word, value in self.words(evidence))
+        return told + title + shown + words
 
     def _votes_to_dict(self, votes: Votes) -> dict[str, Any]:
         levels = [

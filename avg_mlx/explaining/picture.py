@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 LONGEST = 1000  # pixels of the photo's longer side, and half of that of the heat's
+LONG = 8.0  # times the other side, from which on an image is stretched to be seen
 WIDE = 2.0  # width to height from which on photo and heat stand above each other
 TALLEST, FLATTEST = 4.4, 0.9  # inches of the photo's panel
 WORDS = 14  # bars; the words of least evidence share another one
@@ -82,7 +83,7 @@ def _show(axes: "Axes", explanation: Explanation, image: Image.Image | None) -> 
         shown = np.asarray(image.resize(fit(image.size, min(LONGEST, max(image.size))), Image.Resampling.BOX))
         axes.imshow(shown, extent=(0, width, height, 0))
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
-    axes.set_aspect("auto" if max(width, height) > 8 * min(width, height) else "equal")
+    axes.set_aspect("equal" if 1 / LONG < (right - left) / (bottom - top) < LONG else "auto")
     axes.spines[:].set_visible(False)
 
 
@@ -142,10 +143,9 @@ def _draw_heat(figure: "Figure | SubFigure", axes: "Axes", explanation: Explanat
     most = float(np.abs(heat).max()) or 1.0
     alpha = 0.9 * np.sqrt(np.abs(heat) / most)
     scale: dict[str, Any] = {"cmap": plotting.DIVERGING, "vmin": -most, "vmax": most, "interpolation": "nearest"}
-    axes.imshow(heat, extent=(0, width, height, 0), alpha=alpha, **scale)
+    axes.imshow(heat, extent=(0, width, height, 0), alpha=alpha, aspect=axes.get_aspect(), **scale)
     for crop in explanation.geometry.crops[1:]:
         _rectangle(axes, crop.box, fill=False, edgecolor="0.3", linewidth=0.6)
-    axes.set_aspect("auto" if max(width, height) > 8 * min(width, height) else "equal")
     beside = f"\nof which on padding, in black: {_signed(padding)}" if abs(padding) >= 0.005 else ""
     title = f"The image: {_signed(evidence.image)} for {evidence.choice} over {evidence.over}{beside}"
     axes.set_title(title, loc="left")
@@ -164,12 +164,12 @@ def _solid(scale: dict[str, Any]) -> Any:
 
 def _draw_words(axes: "Axes", explanation: Explanation, evidence: Evidence) -> None:
     """Draw the words of most evidence as bars, in reading order."""
-    assert explanation.votes is not None
-    pairs = sorted(zip(explanation.votes.words, evidence.words, strict=True), key=lambda pair: -abs(pair[1]))
-    shown = sorted(pairs[:WORDS], key=lambda pair: pair[0].position)
-    bars = [(_readable(word), value) for word, value in shown]
-    if pairs[WORDS:]:
-        bars.append((f"({len(pairs) - WORDS} others)", sum(value for _, value in pairs[WORDS:])))
+    pairs = explanation.words(evidence)
+    strongest = sorted(pairs, key=lambda pair: -abs(pair[1]))[:WORDS]
+    bars = [(_readable(word), value) for word, value in pairs if (word, value) in strongest]
+    if others := [value for word, value in pairs if (word, value) not in strongest]:
+        bars.append((f"({len(others)} others)", sum(others)))
+    bars = bars or [("(none is kept)", 0.0)]
     names, values = [name for name, _ in bars], [value for _, value in bars]
     colors = [plotting.FOR if value > 0 else plotting.AGAINST for value in values]
     drawn = axes.barh(range(len(bars)), values, 0.7, color=colors)

@@ -6,11 +6,11 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..weights.demo import demo_model
 from .gate import problem_response
 from .problems import Problem
 
 FOLDER = Path(__file__).parent / "page"
-EXAMPLE = Path(__file__).parent.parent / "demo_model" / "sign.png"
 KINDS = {
     ".html": "text/html",
     ".css": "text/css",
@@ -37,7 +37,7 @@ class PageFiles:
 
     def __init__(self) -> None:
         files = {file.name: file for file in FOLDER.iterdir() if file.suffix in KINDS}
-        files["example.png"] = EXAMPLE
+        files["example.png"] = demo_model() / "sign.png"
         self._files = {name: (file.read_bytes(), KINDS[file.suffix]) for name, file in files.items()}
 
     async def send(self, request: Request) -> Response:
