@@ -165,7 +165,9 @@ def test_the_scripts_types_are_right():
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@pytest.mark.skipif(not os.environ.get("SCREENSHOTS"), reason="draws docs/page-*.png, when SCREENSHOTS names the folder")
+@pytest.mark.skipif(
+    not os.environ.get("SCREENSHOTS"), reason="draws docs/page-*.png, when SCREENSHOTS names the folder"
+)
 @pytest.mark.parametrize(("name", "look"), [("light", {}), ("dark", DARK), ("phone", PHONE)])
 def test_screenshots(visit, name, look):
     page = visit(**{"viewport": {"width": 1280, "height": 800}} | look)

@@ -101,9 +101,7 @@ class Preparation:
             )
         return limit
 
-    def _tell(
-        self, work: Work, seen: Seen, views: tuple[View, ...], explained: tuple[Explanation, ...] = ()
-    ) -> None:
+    def _tell(self, work: Work, seen: Seen, views: tuple[View, ...], explained: tuple[Explanation, ...] = ()) -> None:
         """Tell that looking succeeded."""
         positions = len(seen.text) + sum(view.visual_tokens for view in views)
         waited = work.waited(seen.seconds.vision + seen.seconds.router)
