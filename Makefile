@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LMMS := $(VENV)-lmms
 
-.PHONY: demo test test-slow test-lmms fuzz lint types metal-check wheel clean
+.PHONY: demo test test-slow test-lmms test-page fuzz lint types metal-check wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/avg-mlx demo
@@ -18,6 +18,17 @@ test-slow: $(VENV)/installed
 # What needs lmms-eval, in an environment of its own (docs/benchmarks.md).
 test-lmms: $(LMMS)/installed
 	$(LMMS)/bin/pytest -m slow tests/lmms
+
+# The server's page in a real browser, which has to be there: Chromium or Chrome, and npm for what checks the page.
+# SCREENSHOTS=docs draws the pictures of docs/page.md anew.
+test-page: $(VENV)/installed build/page/node_modules
+	$(BIN)/pip install --quiet --editable '.[page]'
+	SCREENSHOTS=$(SCREENSHOTS) $(BIN)/pytest -m browser tests/page
+
+build/page/node_modules: Makefile
+	mkdir -p build/page
+	npm install --silent --no-save --prefix build/page axe-core@4.14.1 typescript@7.0.2
+	touch $@
 
 # Hostile inputs and faults by the thousand, and the table in docs/reliability.md. SEED= draws others.
 SEED ?= 0

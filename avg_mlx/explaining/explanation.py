@@ -71,11 +71,12 @@ class Explanation:
         }
 
     def comparisons(self) -> list[Evidence]:
-        """Tell what speaks for the view's granularity over the best of the others, and over the finest."""
-        finest = max(level.granularity for level in self.levels)
-        compared = [self.evidence()]
-        if compared[0] is not None and finest not in (compared[0].choice, compared[0].over):
-            compared.append(self.evidence(finest))
+        """Tell what speaks for the view's granularity over each other one, the one of the best score first."""
+        routing = self.view.routing
+        if routing is None:
+            return []
+        scored = sorted(zip(routing.logits, routing.granularities, strict=True), reverse=True)
+        compared = [self.evidence(granularity) for _, granularity in scored if granularity != self.view.granularity]
         return [evidence for evidence in compared if evidence is not None]
 
     def _repr_html_(self) -> str:

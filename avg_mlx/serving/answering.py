@@ -68,7 +68,7 @@ class Endpoint:
             assert isinstance(routed, Routed)
             told |= {"prompt_tokens": routed.positions, "granularities": [view.granularity for view in routed.views]}
             if self.write is None:
-                return JSONResponse(self._route(job, routed))
+                return await self.service.in_worker(lambda: JSONResponse(self._route(job, routed)))
             return await self._answer(asked, self.write(asked, self.service.options.name, routed), ticket, told)
         except BaseException:
             ticket.cancel()
@@ -82,10 +82,14 @@ class Endpoint:
         return JSONResponse(writer.whole(pieces, done))
 
     def _route(self, job: Job, routed: Routed) -> dict[str, Any]:
-        """How closely the images are looked at, and where their crops and tokens lie."""
+        """How closely the images are looked at, where their crops and tokens lie, and why, if that was asked."""
         told, config = telling.routing(routed), self.service.engine.config
         for image, crops, view in zip(told["images"], job.images, routed.views, strict=True):
-            image["geometry"] = config.geometry(view.granularity, crops.image_size).to_dict()
+            size = crops.image_size
+            image["geometry"] = config.geometry(view.granularity, size).to_dict()
+            image["visual_tokens_at"] = {str(g): config.visual_tokens(g, size) for g in sorted(config.granularities)}
+        for image, explanation in zip(told["images"], routed.explanations, strict=False):
+            image["explanation"] = explanation.to_dict()
         prompt = {"prompt_tokens": routed.positions, "text_tokens": routed.positions - routed.image_positions}
         return {"object": "route", "model": self.service.options.name, **prompt, **told}
 

@@ -14,6 +14,7 @@ from . import chat_completions, responses
 from .answering import Endpoint
 from .asking import Asked
 from .gate import Gate, problem_response
+from .page_files import PageFiles
 from .pages import Pages
 from .problems import Problem
 from .service import Read, Service
@@ -28,7 +29,7 @@ def build_app(service: Service) -> Starlette:
         options, config = service.options, service.engine.config
         return lambda fields: read(fields, options.defaults, config, options.name)
 
-    pages = Pages(service)
+    pages, page_file = Pages(service), PageFiles()
     chat = Endpoint(service, reading(chat_completions.read), chat_completions.Writer)
     response = Endpoint(service, reading(responses.read), responses.Writer)
     middleware = [Middleware(Gate, service=service)]
@@ -38,6 +39,8 @@ def build_app(service: Service) -> Starlette:
         middleware.insert(0, cors)
     return Starlette(
         routes=[
+            Route("/", page_file.send),
+            Route("/page/{name}", page_file.send),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/responses", response, methods=["POST"]),
             Route("/v1/route", Endpoint(service, reading(chat_completions.read_route)), methods=["POST"]),

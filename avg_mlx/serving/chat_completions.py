@@ -36,11 +36,15 @@ def read(fields: Fields, defaults: Defaults, config: Config, served: str) -> Ask
 
 
 def read_route(fields: Fields, defaults: Defaults, config: Config, served: str) -> Asked:
-    """Read a request to route: messages and how closely to look. What is for answering is read and changes nothing."""
+    """Read a request to route: messages, how closely to look, and whether to explain.
+
+    What is for answering is read and changes nothing.
+    """
     check_model(fields, served)
     conversation = read_conversation(fields.objects("messages"), defaults.looking.system_prompt)
     job = read_job(fields, conversation, defaults, config, None)
-    return Asked(replace(job, route_only=True), conversation.images)
+    job = replace(job, route_only=True, explain=fields.flag("explain"))
+    return Asked(job, conversation.images)
 
 
 def _refuse(fields: Fields) -> None:

@@ -12,13 +12,14 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .problems import Problem
-from .security import OPEN_PATHS, check_host, check_key
+from .security import check_host, check_key, needs_key
 from .service import Service
 
 TOLD = "avg_mlx.told"  # in a request's scope: what the access log tells of it, beside path, status and seconds
 PATHS = frozenset(
-    ("/v1/chat/completions", "/v1/responses", "/v1/route", "/v1/models", "/health", "/metrics", "/openapi.json")
+    ("/", "/v1/chat/completions", "/v1/responses", "/v1/route", "/v1/models", "/health", "/metrics", "/openapi.json")
 )
+PREFIXES = {"/v1/models/": "/v1/models/{id}", "/page/": "/page/{name}"}
 
 access_log = logging.getLogger("avg_mlx.access")
 
@@ -56,7 +57,7 @@ class Gate:
     def _check(self, scope: Scope) -> None:
         headers, options = Headers(scope=scope), self.service.options
         check_host(headers.get("host", ""), options.names)
-        if options.key is not None and scope["path"] not in OPEN_PATHS:
+        if options.key is not None and needs_key(scope["path"]):
             check_key(headers, options.key)
 
     def _log(self, scope: Scope, id: str, status: int, seconds: float, told: dict[str, Any]) -> None:
@@ -67,7 +68,10 @@ class Gate:
 
 def _counted(path: str) -> str:
     """A path as metrics count it: strangers must not be able to make more of them."""
-    return "/v1/models/{id}" if path.startswith("/v1/models/") else path if path in PATHS else "other"
+    for prefix, counted in PREFIXES.items():
+        if path.startswith(prefix):
+            return counted
+    return path if path in PATHS else "other"
 
 
 def problem_response(problem: Problem) -> JSONResponse:

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 from ..config import Config
 from ..errors import AvgMlxError, InputError
+from ..explaining.explanation import Explanation
 from ..inference.answer import Answer
 from ..inference.options import Looking, check_max_tokens
 from ..inference.sampling import Sampling
@@ -27,7 +28,8 @@ class Job:
     max_pixels are not read here. sampling: its seed makes the answer reproducible, whatever runs beside it.
     presence_penalty, frequency_penalty and logit_bias: as OpenAI defines them, over the answer's tokens.
     stop: texts that end the answer and do not belong to it. logprobs: None for none, or how many of each step's
-    likeliest tokens are told beside the chosen one's. route_only: ends with `Routed`.
+    likeliest tokens are told beside the chosen one's. route_only: ends with `Routed`. explain: which then takes the
+    router's vote apart.
     preprocess_seconds: what cutting the images took.
     """
 
@@ -42,6 +44,7 @@ class Job:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     route_only: bool = False
+    explain: bool = False
     preprocess_seconds: float = 0.0
 
     def check(self, config: Config) -> None:
@@ -89,6 +92,7 @@ class Routed:
     vision_calls: int  # images that went through the vision tower; the others' features were there
     seconds: Seconds
     waited: float
+    explanations: tuple[Explanation, ...] = ()  # one for each view, if the job asked for them
 
     @property
     def image_positions(self) -> int:

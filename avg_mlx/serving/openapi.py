@@ -125,11 +125,12 @@ def _schemas(model: str) -> dict[str, Schema]:
     )
     given = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _ref("Message")}]}
     response = looking | drawing | {"input": given, "instructions": _nullable("string"), "max_output_tokens": count}
+    explain = _nullable("boolean", description="Take the router's vote apart, for each image.")
     error = _object(("message", "type"), message={"type": "string"}, type={"type": "string"})
     return {
         "ChatCompletionRequest": _object(("messages",), **chat),
         "ResponseRequest": _object(("input",), **response),
-        "RouteRequest": _object(("messages",), **looking, messages=chat["messages"]),
+        "RouteRequest": _object(("messages",), **looking, messages=chat["messages"], explain=explain),
         "Message": _message(),
         "Answer": _object(("object", "model"), object={"type": "string"}, model={"type": "string"}),
         "Error": _object(("error",), error=error),

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from .problems import Problem
 
 LOCAL_NAMES = ("localhost",)
-OPEN_PATHS = ("/health",)  # load balancers have no key
+OPEN_PATHS = ("/health", "/")  # load balancers have no key, and the page asks for it
 
 
 def is_loopback(host: str) -> bool:
@@ -23,6 +23,11 @@ def own_names() -> frozenset[str]:
     """The names by which this machine may be asked for."""
     name = socket.gethostname().lower()
     return frozenset({*LOCAL_NAMES, name, name.removesuffix(".local"), f"{name.removesuffix('.local')}.local"})
+
+
+def needs_key(path: str) -> bool:
+    """Whether what lies at a path is for those only who have the key, if there is one."""
+    return path not in OPEN_PATHS and not path.startswith("/page/")
 
 
 def check_host(header: str, names: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .asking import Asked, Defaults
 from .bodies import Intake, read_object
@@ -22,6 +22,7 @@ MEBIBYTE = 1 << 20
 WORKERS = min(4, os.cpu_count() or 1)
 
 Read = Callable[[Fields], Asked]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,11 @@ class Service:
 
     async def read(self, body: bytes, read: Read) -> Asked:
         """Read a request in a worker thread; a body of many megabytes takes a while."""
-        return await asyncio.get_running_loop().run_in_executor(self.workers, lambda: read(read_object(body)))
+        return await self.in_worker(lambda: read(read_object(body)))
+
+    async def in_worker(self, work: Callable[[], Result]) -> Result:
+        """Do in a worker thread what would stop all other requests for a while."""
+        return await asyncio.get_running_loop().run_in_executor(self.workers, work)
 
     async def job(self, asked: Asked) -> Job:
         """Get the images of a request. Raises Problem for one that cannot be used."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import InputError
+from ...explaining.explain import explain_views
+from ...explaining.explanation import Explanation
 from ...inference.caches import VisionCache
 from ...inference.generation import token_limit
 from ...inference.options import AUTO
@@ -46,7 +48,9 @@ class Preparation:
         seen = yield from self._look(work.job)
         views = self._choose(work, seen)
         if work.job.route_only:
-            self._tell(work, seen, views)
+            explaining = work.job.explain
+            explained = explain_views(self.model, self.tokenizer, seen, views) if explaining else ()
+            self._tell(work, seen, views, explained)
             self.tally.outcomes["routed"] += 1
             return
         prepared = compose(self.model, seen, views)
@@ -97,13 +101,14 @@ class Preparation:
             )
         return limit
 
-    def _tell(self, work: Work, seen: Seen, views: tuple[View, ...]) -> None:
+    def _tell(self, work: Work, seen: Seen, views: tuple[View, ...], explained: tuple[Explanation, ...] = ()) -> None:
         """Tell that looking succeeded."""
         positions = len(seen.text) + sum(view.visual_tokens for view in views)
         waited = work.waited(seen.seconds.vision + seen.seconds.router)
         self.tally.routed(views, positions, seen.vision_calls, work.under_load)
         self.tally.worked(seen.seconds)
-        work.tell(Routed(views, positions, work.under_load, seen.vision_calls, replace(seen.seconds), waited))
+        seconds = replace(seen.seconds)
+        work.tell(Routed(views, positions, work.under_load, seen.vision_calls, seconds, waited, explained))
 
     def _prefill(self, prepared: PreparedPrompt) -> Generator[None, None, tuple[list[Any], int]]:
         """Put all positions but the last into KV, and keep it for others; returns it and what was there already."""

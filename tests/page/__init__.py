@@ -1,0 +1,1 @@
+"""The server's page in a real browser: `make test-page`."""
