@@ -132,6 +132,6 @@ def test_modes_that_the_dial_needs_are_named_before_anything_is_asked(tmp_path):
     from avg_mlx import load
 
     questions, _ = read_questions(ROOT / "tests" / "demo" / "questions.jsonl", limit=1)
-    with pytest.raises(InputError, match="add 4, 64 to modes"):
-        evaluate(*load(demo_model()), questions, tmp_path / "out", modes=["adaptive", 1, 16, 32], token_costs=[1])
+    with pytest.raises(InputError, match="add 4, 100 to modes"):
+        evaluate(*load(demo_model()), questions, tmp_path / "out", modes=["adaptive", 1, 25, 50], token_costs=[1])
     assert not (tmp_path / "out").exists()

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from avg_mlx import convert, generate, load
 from avg_mlx.inputs.image import make_crops
 from avg_mlx.inputs.image_io import read_image
-from avg_mlx.inputs.prompt import PLACEHOLDER_ID, build_messages, encode_messages, escape, render
+from avg_mlx.inputs.prompt import PLACEHOLDER_ID, build_messages, encode_messages, literal, render
 from avg_mlx.model.inventory import tensors_of
 from avg_mlx.weights.checkpoint import build_model, load_model
 from avg_mlx.weights.exporting import export
@@ -264,7 +264,7 @@ def test_every_spelling_of_a_checkpoint_is_the_same_model(family, spelling, fold
 def test_an_escaped_placeholder_is_no_image(family, loaded):
     """Though `<image>` is a token of these tokenizers."""
     _, tokenizer = loaded[family]
-    ids = encode_messages(tokenizer, build_messages(f"<image>\n{escape('Where is <image> here?')}", 1))
+    ids = encode_messages(tokenizer, build_messages(f"<image>\n{literal('Where is <image> here?')}", 1))
     assert ids.count(PLACEHOLDER_ID) == 1
     assert tokenizer.get_vocab()["<image>"] not in ids
-    assert "Where is < image> here?" in tokenizer.decode([id for id in ids if id != PLACEHOLDER_ID])
+    assert "Where is <image> here?" in tokenizer.decode([id for id in ids if id != PLACEHOLDER_ID])

@@ -153,7 +153,8 @@ def load_tokenizer(
         check_tokenizer(read_json(folder / "tokenizer.json", limit=MAX_TOKENIZER))
         # Otherwise transformers asks on standard input whether to run the folder's code, and mlx-lm runs its own.
         never = {"trust_remote_code": False, "chat_template_type": None, "tool_parser_type": None}
-        own = {"config": PretrainedConfig()}  # transformers would read config.json, and look for what it knows there
+        # transformers would read config.json and look for what it knows there, and warn of long texts, which we bound.
+        own = {"config": PretrainedConfig(), "model_max_length": None}
         tokenizer: Any = load(folder, never | own, eos_token_ids=keys.get("eos_token_id"))
         if not tokenizer.has_chat_template:
             raise InputError("there is no chat template")
