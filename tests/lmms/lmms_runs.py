@@ -27,12 +27,13 @@ def lmms_eval_command(output: Path, *arguments, model_args: str) -> list[str]:
 
 
 def lmms_eval(output: Path, *arguments, model_args: str, cwd: Path | None = None) -> dict:
-    """Run it to its end, and return its results, with the samples that it logs."""
+    """Run it with the demo model to its end, and return its results, with the samples that it logs."""
     command = lmms_eval_command(output, *arguments, model_args=model_args)
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
-    (file,) = output.rglob("*_results.json")
-    samples = {file.stem.partition("_samples_")[2]: rows_of(file) for file in output.rglob("*_samples_*.jsonl")}
+    home = output / "demo"  # named as the model
+    (file,) = home.glob("*_results.json")
+    samples = {file.stem.partition("_samples_")[2]: rows_of(file) for file in home.glob("*_samples_*.jsonl")}
     return json.loads(file.read_text()) | {"samples": samples}
 
 
