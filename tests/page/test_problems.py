@@ -168,6 +168,20 @@ WATCH = """() => new Promise((resolve) => {
 })"""
 
 
+def test_a_page_that_is_left_while_it_answers_has_the_question_when_it_is_loaded_again(visit, endless):
+    page = visit(endless)
+    page.give()
+    begin(page)
+    page.page.reload()
+    page.page.wait_for_selector(".answer.failed")
+    page.page.click(".again")
+    expect(page.page.locator(".answer.running .text")).not_to_be_empty()
+    first, again = page.bodies(CHAT)
+    assert again == first
+    page.page.keyboard.press("Escape")
+    page.page.wait_for_selector(".answer.stopped")
+
+
 def test_stopping_keeps_what_has_come_and_frees_the_server(visit, endless):
     page = visit(endless)
     page.give()

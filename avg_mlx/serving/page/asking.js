@@ -58,6 +58,7 @@ export async function ask() {
   state.turns.push(turn);
   Object.assign(state, { picture: null, running: new AbortController() });
   write("");
+  store(state.turns);
   await run(turn).catch((error) => takeBack(turn, error));
   state.running = null;
   store(state.turns);

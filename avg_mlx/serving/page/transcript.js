@@ -15,13 +15,15 @@ const written = new WeakMap();
  * Write all turns anew. A button says in its data which turn it is about, and which answer.
  * @param {Turn[]} turns
  * @param {Answer | null} selected whose numbers are shown
+ * @param {boolean} running whether the last one is being answered, and is to be seen
  */
-export function showTranscript(turns, selected) {
+export function showTranscript(turns, selected, running) {
   const buttons = () => [...$("transcript").querySelectorAll("button")];
   const focused = buttons().findIndex((button) => button === document.activeElement);
   $("transcript").hidden = turns.length === 0;
   $("transcript").replaceChildren(...turns.map((turn, n) => turnItem(turn, n, selected)));
-  buttons()[focused]?.focus();
+  buttons()[focused]?.focus({ preventScroll: true });
+  if (running) $("transcript").lastElementChild?.scrollIntoView({ block: "nearest" });
 }
 
 /** @param {Turn} turn @param {number} n @param {Answer | null} selected */

@@ -12,7 +12,7 @@ const FIELDS = ["picture", "question", "granularity", "budget", ""];
 
 /** Show everything anew. */
 export function show() {
-  showTranscript(state.turns, state.answer);
+  showTranscript(state.turns, state.answer, Boolean(state.running));
   $("transcript").setAttribute("aria-busy", String(Boolean(state.running)));
   $("ask").hidden = Boolean(state.running);
   $("stop").hidden = !state.running;
