@@ -51,6 +51,8 @@ def test_answers_that_join_and_leave_are_those_that_each_has_alone(stopping, exp
     """Thirty-two questions, each image and beginning several times, come between the steps of others."""
     assert {answer.finish_reason for answer in expected} == {"stop", "length"}
     core, config = make_core(stopping), stopping[0].config
+    keep = core.prefixes.keep
+    core.prefixes.keep = lambda keys, layers: keep(keys, layers) if len(keys) == layers[0].offset else 1 / 0
     chance, asked, together = random.Random(0), [], 0
     for n in chance.sample([*range(8)] * 4, 32):
         asked.append((n, ask(core, QUESTIONS[n].job(config))[0]))

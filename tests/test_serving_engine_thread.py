@@ -306,6 +306,22 @@ def test_a_fault_before_an_answer_fails_that_request_alone(tiny, expected, monke
     empty(core)
 
 
+def test_an_answer_whose_kv_cannot_be_kept_has_been_given(tiny, expected, monkeypatch):
+    core, config = make_core(tiny, slots=2), tiny[0].config
+    client, _ = ask(core, QUESTIONS[0].job(config))
+    while not len(core.decoder):
+        core.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(core.prefixes, "keep", lambda *_: fail(MemoryError()))
+        finish(core)
+    same(client, expected[0])
+    again, _ = ask(core, QUESTIONS[0].job(config))
+    finish(core)
+    same(again, expected[0])
+    assert core.status().totals.outcomes == {"done": 2}
+    empty(core)
+
+
 def test_a_fault_of_one_answers_text_fails_it_alone(tiny, expected, monkeypatch):
     from avg_mlx.serving.engine.row import Row
 

@@ -76,11 +76,12 @@ class Core:
                 self._end(work, error)
 
     def fail_all(self, error: Exception) -> None:
-        """Fail every request."""
+        """Fail every request, and keep nothing for others."""
         self.fail_waiting(error)
         if self._preparing:
             self._end(self._stop_preparing(), error)
         self._fail_answers(error)
+        self._forget()
 
     def close(self) -> None:
         """Let go of what mlx-lm holds while it decodes."""
@@ -116,6 +117,7 @@ class Core:
         for row in self.decoder.rows:
             if row.work.cancelled:
                 self.decoder.remove(row)
+                self._count(row)
                 self._end(row.work)
 
     def _prepare(self) -> None:
@@ -127,7 +129,10 @@ class Core:
         try:
             if next(self._preparing[1], DONE) is DONE:
                 self._preparing = None
+        except InputError as error:
+            self._end(self._stop_preparing(), error)
         except Exception as error:
+            self._fault(error)
             self._end(self._stop_preparing(), error)
 
     def _stop_preparing(self) -> Work:
@@ -143,24 +148,32 @@ class Core:
         begun = time.perf_counter()
         try:
             for row, keys, layers in self.decoder.step():
-                self.prefixes.keep(keys, layers)
                 self._finish(row)
+                if row.error is None:
+                    self.prefixes.keep(keys, layers)
         except Exception as error:  # it was in the midst of all answers' KV
+            self._fault(error)
             self._fail_answers(error)
         self.tally.seconds.generation += time.perf_counter() - begun
 
     def _finish(self, row: Row) -> None:
+        """Free the place of an answer that has ended."""
+        self._count(row)
         if row.error:
+            self._fault(row.error)
             self._end(row.work, row.error)
             return
         self.admission.release(row.work)
         self.tally.outcomes["done"] += 1
         seconds = sum(vars(row.layout.seconds).values()) / self.options.slots
         self.pace = 0.8 * self.pace + 0.2 * seconds if self.pace else seconds
+
+    def _count(self, row: Row) -> None:
         self.tally.counts.update(reused_positions=row.reused, generated_tokens=len(row.tokens))
 
     def _fail_answers(self, error: Exception) -> None:
         for row in self.decoder.rows:
+            self._count(row)
             self._end(row.work, error)
         self.decoder.reset()
 
@@ -170,14 +183,14 @@ class Core:
         if error is None or work.cancelled:
             self.tally.outcomes["cancelled"] += 1
             return
-        kind = work.fail(error)
-        self.tally.outcomes[kind] += 1
-        if kind == "fault":
-            log.error("a request failed", exc_info=error)
-            self._forget()
+        self.tally.outcomes[work.fail(error)] += 1
+
+    def _fault(self, error: Exception) -> None:
+        """Log a fault of ours, and drop what is kept for other requests, since it may be what failed."""
+        log.error("the engine failed", exc_info=error)
+        self._forget()
 
     def _forget(self) -> None:
-        """Drop what is kept for other requests: after a fault of ours, it may be what failed."""
         self.prefixes.clear()
         self.vision.clear()
         mx.clear_cache()

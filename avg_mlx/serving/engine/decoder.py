@@ -50,6 +50,7 @@ class Decoder:
         _, responses = self._generator.next()
         for response in responses:
             row = self._rows[response.uid]
+            row.tokens.append(response.token)  # whose KV there is now, whatever its text is
             try:
                 row.take(response.token)
             except Exception as error:  # such as a detokenizer's: the other answers are sound

@@ -45,11 +45,10 @@ class Row:
         self._decoded = 0  # characters of text, those held back included
 
     def take(self, token: int) -> None:
-        """Take the next token, and deliver what text is certain now."""
-        if not self.tokens:
+        """Take the next of `tokens`, and deliver what text is certain now."""
+        if len(self.tokens) == 1:
             seconds = self.layout.seconds
             self._waited = self.work.waited(seconds.vision + seconds.router + seconds.prefill)
-        self.tokens.append(token)
         score = self.scores.take(token) if self.scores else None
         ended = token in self._eos
         if not ended:

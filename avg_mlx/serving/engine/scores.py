@@ -60,6 +60,7 @@ class Scores:
     def take(self, token: int) -> ChosenToken:
         """The next token with its score, now that it is known which one came of its step."""
         step = np.array(self._steps.popleft())
-        order = np.argsort(-step, kind="stable")[: self._likeliest]
-        likeliest = tuple(self._vocabulary.score(int(id), float(step[id])) for id in order)
+        best = np.argpartition(-step, self._likeliest - 1)[: self._likeliest]
+        best = best[np.argsort(-step[best])]
+        likeliest = tuple(self._vocabulary.score(int(id), float(step[id])) for id in best)
         return ChosenToken(**vars(self._vocabulary.score(token, float(step[token]))), likeliest=likeliest)
