@@ -137,11 +137,11 @@ def endless(monkeypatch):
         yield server
 
 
-def begin(page) -> None:
-    """Ask, and wait for the first words."""
+def begin(page, n: int = -1) -> None:
+    """Ask, and wait for the first words of the n-th answer."""
     page.page.fill("#question", QUESTION)
     page.page.click("#ask")
-    expect(page.page.locator(".answer .text").last).not_to_be_empty()
+    expect(page.page.locator(".answer .text").nth(n)).not_to_be_empty()
 
 
 def test_an_answer_comes_bit_by_bit_while_the_page_stays_responsive(visit, endless):
@@ -197,6 +197,18 @@ def test_stopping_keeps_what_has_come_and_frees_the_server(visit, endless):
     page.page.wait_for_selector("#ask:visible")
     while not endless.idle:
         page.page.wait_for_timeout(50)
+
+
+def test_a_comparison_that_is_stopped_keeps_the_answer_that_had_begun(visit, endless):
+    page = visit(endless)
+    page.give()
+    page.page.check("#compare")
+    begin(page, n=0)
+    page.page.click("#stop")
+    page.page.wait_for_selector("#ask:visible")
+    expect(page.page.locator(".answer")).to_have_count(1)
+    assert page.page.is_visible("#numbers")
+    assert len(page.bodies(CHAT)) == 1
 
 
 def test_an_answer_that_breaks_off_says_so_and_can_be_asked_for_again(visit, endless):

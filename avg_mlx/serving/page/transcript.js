@@ -78,7 +78,10 @@ function compared(turn, answer) {
   const done = turn.answers.filter((each) => each.usage);
   const most = (/** @type {(answer: Answer) => number} */ of) => of(answer) / Math.max(...done.map(of));
   return [
-    bar(most((each) => each.avg.visual_tokens), "accent"),
+    bar(
+      most((each) => each.avg.visual_tokens),
+      "accent",
+    ),
     `${format.seconds(secondsAfterSeeing(answer))} after seeing`,
     bar(most(secondsAfterSeeing), "accent"),
   ];
