@@ -27,7 +27,7 @@ def description(model: str) -> dict[str, Any]:
     paths = {
         "/v1/chat/completions": _post("OpenAI's chat completions.", "ChatCompletionRequest", "Answer", stream=True),
         "/v1/responses": _post("OpenAI's responses; nothing is stored.", "ResponseRequest", "Answer", stream=True),
-        "/v1/route": _post("How closely the images would be looked at, and where.", "RouteRequest", "Answer"),
+        "/v1/route": _post("How closely the images would be looked at, where, and why.", "RouteRequest", "Answer"),
         "/v1/models": {"get": _get("The one model that is served.")},
         "/v1/models/{model}": {"get": _get("The model by its name.") | {"parameters": [_path("model", model)]}},
         "/health": {"get": _get("Whether the engine works.", also=503) | {"security": []}},

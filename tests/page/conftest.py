@@ -1,4 +1,4 @@
-"""A browser, a server, and the page between them. Whatever the page does, it asks no other host and breaks no policy."""
+"""A browser, a server, and the page between them. Whatever it does, it asks no other host and breaks no policy."""
 
 import json
 import shutil
@@ -10,10 +10,12 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from conftest import ROOT
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 from serving import Server
 
 SECONDS = 300  # that anything may take: nothing is timed here
+expect.set_options(timeout=1000 * SECONDS)
+
 SIGN = ROOT / "avg_mlx" / "demo_model" / "sign.png"
 
 

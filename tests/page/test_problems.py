@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ from avg_mlx import load
 from avg_mlx.serving.engine.work import Work
 from avg_mlx.serving.jobs import Piece
 
-from .conftest import SIGN, running
+from .conftest import running
 from .test_asking import CHAT, QUESTION
 
 pytestmark = pytest.mark.browser
@@ -128,8 +129,6 @@ def endless(monkeypatch):
 
     def slowly(work, event):
         if isinstance(event, Piece):
-            import time
-
             time.sleep(0.1)
         tell(work, event)
 
@@ -138,11 +137,11 @@ def endless(monkeypatch):
         yield server
 
 
-def begin(page) -> None:
-    """Ask, and wait for the first words."""
+def begin(page, n: int = -1) -> None:
+    """Ask, and wait for the first words of the n-th answer."""
     page.page.fill("#question", QUESTION)
     page.page.click("#ask")
-    expect(page.page.locator(".answer .text")).not_to_be_empty()
+    expect(page.page.locator(".answer .text").nth(n)).not_to_be_empty()
 
 
 def test_an_answer_comes_bit_by_bit_while_the_page_stays_responsive(visit, endless):
@@ -169,6 +168,20 @@ WATCH = """() => new Promise((resolve) => {
 })"""
 
 
+def test_a_page_that_is_left_while_it_answers_has_the_question_when_it_is_loaded_again(visit, endless):
+    page = visit(endless)
+    page.give()
+    begin(page)
+    page.page.reload()
+    page.page.wait_for_selector(".answer.failed")
+    page.page.click(".again")
+    expect(page.page.locator(".answer.running .text")).not_to_be_empty()
+    first, again = page.bodies(CHAT)
+    assert again == first
+    page.page.keyboard.press("Escape")
+    page.page.wait_for_selector(".answer.stopped")
+
+
 def test_stopping_keeps_what_has_come_and_frees_the_server(visit, endless):
     page = visit(endless)
     page.give()
@@ -186,6 +199,18 @@ def test_stopping_keeps_what_has_come_and_frees_the_server(visit, endless):
         page.page.wait_for_timeout(50)
 
 
+def test_a_comparison_that_is_stopped_keeps_the_answer_that_had_begun(visit, endless):
+    page = visit(endless)
+    page.give()
+    page.page.check("#compare")
+    begin(page, n=0)
+    page.page.click("#stop")
+    page.page.wait_for_selector("#ask:visible")
+    expect(page.page.locator(".answer")).to_have_count(1)
+    assert page.page.is_visible("#numbers")
+    assert len(page.bodies(CHAT)) == 1
+
+
 def test_an_answer_that_breaks_off_says_so_and_can_be_asked_for_again(visit, endless):
     page = visit(endless)
     page.give()
@@ -199,4 +224,3 @@ def test_an_answer_that_breaks_off_says_so_and_can_be_asked_for_again(visit, end
     assert page.page.input_value("#question") == QUESTION
     assert page.page.locator(".answer").count() == 0
     assert page.page.is_visible("#picture")
-    assert SIGN.exists()

@@ -1,6 +1,7 @@
 """What lies over the picture lies where the server says, and the numbers are the server's."""
 
 import io
+import itertools
 import json
 import re
 
@@ -61,7 +62,7 @@ def test_borders_of_crops_and_tokens_are_drawn_where_the_geometry_says(grey):
     assert len(geometry["crops"]) > 2
     for crop in geometry["crops"][1:]:
         rows, columns = crop["row_edges"], crop["column_edges"]
-        middle = [(a + b) / 2 for a, b in zip(rows, rows[1:], strict=False)]
+        middle = [(a + b) / 2 for a, b in itertools.pairwise(rows)]
         for edge in columns:  # a vertical line is seen from the middle of each row of tokens
             for y in middle:
                 x = column(edge)

@@ -21,7 +21,8 @@ export class Problem extends Error {
 
   /** Which field of the page it belongs to. */
   get field() {
-    if (this.code === "request_too_large" || this.code === "too_many_images" || /image_url/.test(this.param)) return "picture";
+    if (this.code === "request_too_large" || this.code === "too_many_images" || /image_url/.test(this.param))
+      return "picture";
     if (this.param === "granularity") return "granularity";
     if (this.param === "max_visual_tokens") return "budget";
     return this.param.startsWith("messages") ? "question" : "";
@@ -42,9 +43,11 @@ export async function request(path, body, signal) {
     const headers = key ? { Authorization: `Bearer ${key}` } : {};
     if (body) headers["Content-Type"] = "application/json";
     const method = body ? "POST" : "GET";
-    const response = await fetch(path, { method, headers, signal, body: body && JSON.stringify(body) }).catch((error) => {
-      throw error.name === "AbortError" ? error : new Problem(GONE);
-    });
+    const response = await fetch(path, { method, headers, signal, body: body && JSON.stringify(body) }).catch(
+      (error) => {
+        throw error.name === "AbortError" ? error : new Problem(GONE);
+      },
+    );
     if (response.ok) return response;
     const problem = await problemOf(response);
     if (response.status !== 401) throw problem;
@@ -56,7 +59,11 @@ export async function request(path, body, signal) {
 async function problemOf(response) {
   const retry = response.headers.get("Retry-After");
   const { error } = await response.json().catch(() => ({ error: {} }));
-  return new Problem(sentence(error?.message ?? `The server answered ${response.status}.`), { ...error, status: response.status, retry });
+  return new Problem(sentence(error?.message ?? `The server answered ${response.status}.`), {
+    ...error,
+    status: response.status,
+    retry,
+  });
 }
 
 /** @param {string} message */

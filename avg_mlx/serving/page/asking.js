@@ -18,7 +18,10 @@ const UNUSABLE = [400, 413, 422]; // statuses that say that the picture is at fa
 
 let looking = new AbortController();
 
-/** Take a picture for the next question, and let the server see it meanwhile. @param {import("./conversation.js").Picture} picture */
+/**
+ * Take a picture for the next question, and let the server see it meanwhile.
+ * @param {import("./conversation.js").Picture} picture
+ */
 export async function take(picture) {
   looking.abort();
   looking = new AbortController();
@@ -58,6 +61,7 @@ export async function ask() {
   state.turns.push(turn);
   Object.assign(state, { picture: null, running: new AbortController() });
   write("");
+  store(state.turns);
   await run(turn).catch((error) => takeBack(turn, error));
   state.running = null;
   store(state.turns);
@@ -84,8 +88,14 @@ async function run(turn) {
       answer.problem = signal.aborted ? "" : error.message;
     }
     announce("", true);
-    if (signal.aborted) turn.answers = turn.answers.filter((each) => each.avg);
+    if (signal.aborted) return keepBegun(turn);
   }
+}
+
+/** Leave out the answers of a turn that was stopped before they began. @param {Turn} turn */
+function keepBegun(turn) {
+  turn.answers = turn.answers.filter((answer) => answer.avg);
+  select(turn, turn.answers[turn.answers.length - 1]);
 }
 
 /** @param {Answer} answer @param {AbortSignal} signal */

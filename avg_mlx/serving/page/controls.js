@@ -15,7 +15,10 @@ export function setUpControls({ granularities, router }) {
   const kept = JSON.parse(sessionStorage.getItem(STORED) ?? "{}");
   const finest = String(Math.max(...granularities));
   /** @type {[string, string][]} */
-  const choices = [["auto", router ? "Auto" : "Finest"], ...granularities.map((g) => /** @type {[string, string]} */ ([`${g}`, `${g}`]))];
+  const choices = [
+    ["auto", router ? "Auto" : "Finest"],
+    ...granularities.map((g) => /** @type {[string, string]} */ ([`${g}`, `${g}`])),
+  ];
   const known = (/** @type {string} */ value) => choices.some(([choice]) => choice === value);
   radios($("left"), "left", choices, known(kept.left) ? kept.left : "auto");
   radios($("right"), "right", choices, known(kept.right) ? kept.right : finest);

@@ -65,5 +65,11 @@ export function store(turns) {
   }
 }
 
-/** The conversation of this tab. @returns {Turn[]} */
-export const restore = () => JSON.parse(sessionStorage.getItem(STORED) ?? "[]");
+/** The conversation of this tab. What was running when the page was left has been cut off. @returns {Turn[]} */
+export function restore() {
+  const turns = /** @type {Turn[]} */ (JSON.parse(sessionStorage.getItem(STORED) ?? "[]"));
+  for (const answer of turns.flatMap((turn) => turn.answers).filter((each) => each.state === "running")) {
+    Object.assign(answer, { state: "failed", problem: "The page was left before the answer came." });
+  }
+  return turns;
+}

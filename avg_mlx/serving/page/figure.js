@@ -77,7 +77,13 @@ const parts = ({ crops }) => (crops.length > 1 ? crops.slice(1) : crops);
 function drawTokens(geometry) {
   const size = geometry.image_size[1] / HATCHES;
   const line = svg("path", { d: `M0 0V${size}`, "stroke-width": size });
-  const pattern = { id: "hatch", width: size, height: size, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" };
+  const pattern = {
+    id: "hatch",
+    width: size,
+    height: size,
+    patternUnits: "userSpaceOnUse",
+    patternTransform: "rotate(45)",
+  };
   $("overlay").append(svg("defs", {}, svg("pattern", pattern, line)));
   for (const crop of parts(geometry)) {
     for (const [top, left, bottom, right] of cutAway(crop)) {
@@ -94,7 +100,12 @@ function drawTokens(geometry) {
 
 /** @param {Geometry} geometry @param {string} kind */
 function drawCrops(geometry, kind) {
-  const boxes = parts(geometry).map(({ box: [top, left, bottom, right] }) => ({ x: left, y: top, width: right - left, height: bottom - top }));
+  const boxes = parts(geometry).map(({ box: [top, left, bottom, right] }) => ({
+    x: left,
+    y: top,
+    width: right - left,
+    height: bottom - top,
+  }));
   for (const shape of ["under", ""]) {
     $("overlay").append(...boxes.map((box) => svg("rect", { class: `crop ${shape} ${kind}`, ...box })));
   }
@@ -133,7 +144,11 @@ export function tokensInWords({ geometry }) {
   const [rows, columns] = geometry.token_grid;
   const local = geometry.crops.slice(1);
   if (!local.length) return `The whole picture in ${rows} × ${columns} tokens.`;
-  const kept = local.reduce((/** @type {number} */ sum, /** @type {any} */ { kept_rows: r, kept_columns: c }) => sum + (r[1] - r[0]) * (c[1] - c[0]), 0);
+  const kept = local.reduce(
+    (/** @type {number} */ sum, /** @type {any} */ { kept_rows: r, kept_columns: c }) =>
+      sum + (r[1] - r[0]) * (c[1] - c[0]),
+    0,
+  );
   const cut = local.length * rows * columns - kept;
   const crops = `${local.length} crop${local.length > 1 ? "s" : ""} of ${rows} × ${columns} tokens, and the whole once more in ${rows} × ${columns}.`;
   return cut ? `${crops} Hatched: ${format.count(cut)} tokens that are cut away.` : crops;

@@ -55,12 +55,24 @@ function tokens(view, avg) {
 /** A table whose caption is its heading. @param {string} caption @param {string[]} heads @param {any[]} rows */
 function table(caption, heads, rows) {
   const head = el("tr", {}, ...heads.map((text) => el("th", { scope: "col" }, text)));
-  return el("table", {}, el("caption", {}, caption), el("thead", { className: "unseen" }, head), el("tbody", {}, ...rows));
+  return el(
+    "table",
+    {},
+    el("caption", {}, caption),
+    el("thead", { className: "unseen" }, head),
+    el("tbody", {}, ...rows),
+  );
 }
 
 /** @param {string} name @param {Node} drawn @param {string[]} cells @param {string} kind */
 const row = (name, drawn, cells, kind = "") =>
-  el("tr", { className: kind }, el("th", { scope: "row" }, name), el("td", { className: "drawn" }, drawn), ...cells.map((text) => el("td", {}, text)));
+  el(
+    "tr",
+    { className: kind },
+    el("th", { scope: "row" }, name),
+    el("td", { className: "drawn" }, drawn),
+    ...cells.map((text) => el("td", {}, text)),
+  );
 
 /** @param {any} view @param {Record<string, number>} counts visual tokens at each granularity */
 function probabilities(view, counts) {
@@ -74,8 +86,13 @@ function probabilities(view, counts) {
 
 /** @param {any} evidence @param {{position: number, text: string}[]} kept */
 function words(evidence, kept) {
-  const all = kept.map((word, n) => ({ ...word, value: evidence.words[n] })).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
-  const bars = all.slice(0, WORDS).sort((a, b) => a.position - b.position).map(({ text, value }) => ({ text: readable(text), value, kind: "" }));
+  const all = kept
+    .map((word, n) => ({ ...word, value: evidence.words[n] }))
+    .sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+  const bars = all
+    .slice(0, WORDS)
+    .sort((a, b) => a.position - b.position)
+    .map(({ text, value }) => ({ text: readable(text), value, kind: "" }));
   const others = all.slice(WORDS);
   const sum = others.reduce((total, { value }) => total + value, 0);
   if (others.length) bars.push({ text: `${others.length} others`, value: sum, kind: "" });
@@ -103,18 +120,28 @@ function times({ avg, usage }) {
   const speed = timings.generation_tokens_per_second;
   const rows = STAGES.filter(([stage]) => stage in timings).map(([stage, name]) => ({ name, seconds: timings[stage] }));
   if (timings.waited >= WAITED) rows.unshift({ name: "Waiting", seconds: timings.waited });
-  if (speed && usage) rows.push({ name: `Answer, ${speed.toFixed(0)} tokens/s`, seconds: (usage.completion_tokens - 1) / speed });
+  if (speed && usage)
+    rows.push({ name: `Answer, ${speed.toFixed(0)} tokens/s`, seconds: (usage.completion_tokens - 1) / speed });
   const most = Math.max(...rows.map(({ seconds }) => seconds));
-  return table("Time", ["Stage", "Bar", "Seconds"], rows.map(({ name, seconds }) => row(name, bar(seconds / most), [format.seconds(seconds)])));
+  return table(
+    "Time",
+    ["Stage", "Bar", "Seconds"],
+    rows.map(({ name, seconds }) => row(name, bar(seconds / most), [format.seconds(seconds)])),
+  );
 }
 
 /** @param {any} avg */
 function reuse({ images, counters }) {
   const told = [];
   const known = images.length - counters.vision_calls;
-  if (known) told.push(images.length > 1 ? `${known} of ${images.length} pictures were seen before.` : "The picture was seen before.");
+  if (known)
+    told.push(
+      images.length > 1 ? `${known} of ${images.length} pictures were seen before.` : "The picture was seen before.",
+    );
   if (counters.reused) {
-    told.push(`${format.count(counters.reused)} of ${format.count(counters.reused + counters.prefilled)} positions of the prompt were there already.`);
+    told.push(
+      `${format.count(counters.reused)} of ${format.count(counters.reused + counters.prefilled)} positions of the prompt were there already.`,
+    );
   }
   return told.length ? [el("p", { className: "hint reused" }, `Reused: ${told.join(" ")}`)] : [];
 }

@@ -13,7 +13,11 @@ const MOST = 64 * 2 ** 20; // bytes that are read at all; the server's own limit
 export function watchPictures(take, fail) {
   /** @param {Blob & {name?: string} | undefined} file */
   const read = (file) => file && readPicture(file).then(take, fail);
-  for (const [button, input] of [["choose", "file"], ["another", "file"], ["photograph", "camera"]]) {
+  for (const [button, input] of [
+    ["choose", "file"],
+    ["another", "file"],
+    ["photograph", "camera"],
+  ]) {
     $(button).addEventListener("click", () => $(input).click());
   }
   for (const input of [$("file"), $("camera")]) {

@@ -15,13 +15,15 @@ const written = new WeakMap();
  * Write all turns anew. A button says in its data which turn it is about, and which answer.
  * @param {Turn[]} turns
  * @param {Answer | null} selected whose numbers are shown
+ * @param {boolean} running whether the last one is being answered, and is to be seen
  */
-export function showTranscript(turns, selected) {
+export function showTranscript(turns, selected, running) {
   const buttons = () => [...$("transcript").querySelectorAll("button")];
   const focused = buttons().findIndex((button) => button === document.activeElement);
   $("transcript").hidden = turns.length === 0;
   $("transcript").replaceChildren(...turns.map((turn, n) => turnItem(turn, n, selected)));
-  buttons()[focused]?.focus();
+  buttons()[focused]?.focus({ preventScroll: true });
+  if (running) $("transcript").lastElementChild?.scrollIntoView({ block: "nearest" });
 }
 
 /** @param {Turn} turn @param {number} n @param {Answer | null} selected */
@@ -76,7 +78,10 @@ function compared(turn, answer) {
   const done = turn.answers.filter((each) => each.usage);
   const most = (/** @type {(answer: Answer) => number} */ of) => of(answer) / Math.max(...done.map(of));
   return [
-    bar(most((each) => each.avg.visual_tokens), "accent"),
+    bar(
+      most((each) => each.avg.visual_tokens),
+      "accent",
+    ),
     `${format.seconds(secondsAfterSeeing(answer))} after seeing`,
     bar(most(secondsAfterSeeing), "accent"),
   ];

@@ -12,7 +12,7 @@ const FIELDS = ["picture", "question", "granularity", "budget", ""];
 
 /** Show everything anew. */
 export function show() {
-  showTranscript(state.turns, state.answer);
+  showTranscript(state.turns, state.answer, Boolean(state.running));
   $("transcript").setAttribute("aria-busy", String(Boolean(state.running)));
   $("ask").hidden = Boolean(state.running);
   $("stop").hidden = !state.running;
@@ -35,7 +35,12 @@ export function showPicture() {
   $("layers").hidden = !seen;
   $("over-field").hidden = $("legend").hidden = layer !== "evidence" || !evidence;
   $("which").hidden = pictures.length < 2 || Boolean(picture);
-  radios($("which"), "which", pictures.map((_, n) => [String(n), String(n + 1)]), String(which));
+  radios(
+    $("which"),
+    "which",
+    pictures.map((_, n) => [String(n), String(n + 1)]),
+    String(which),
+  );
   if (evidence) showComparison(compared, evidence);
   if (shown) showFigure(shown, seen, layer, evidence);
   $("caption").textContent = seen ? caption(seen, layer, evidence) : `${picture?.name}, for your next question`;
