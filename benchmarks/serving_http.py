@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--requests", type=int, default=200, help="in each round (default: 200)")
     parser.add_argument("--max-tokens", type=int, default=16)
-    parser.add_argument("--prompt", default="what is written?")
+    parser.add_argument("--prompt", default="What is written?")
     args = parser.parse_args()
     with serving(args.model) as server:
         url = address(server)

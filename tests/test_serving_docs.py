@@ -46,10 +46,10 @@ def test_a_request_is_answered(server, demo, words):
     response = server.post(body, path, headers=headers) if body else server.http.get(path)
     assert response.status_code == 200, response.text
     if path == "/v1/chat/completions":
-        expected = generate(*demo, "what is written?", PICTURE, max_tokens=20)
+        expected = generate(*demo, "What is written?", PICTURE, max_tokens=20)
         assert response.json()["choices"][0]["message"]["content"] == expected.text
     if path == "/v1/responses":
-        expected = generate(*demo, "what shape is in the image?", PICTURE, max_tokens=20)
+        expected = generate(*demo, "What shape is this?", PICTURE, max_tokens=20)
         assert response.json()["output"][0]["content"][0]["text"] == expected.text
 
 
@@ -63,7 +63,7 @@ def test_the_python_example_runs(server, demo, capsys):
     code = code.replace(ADDRESS, server.url).replace('"photo.png"', repr(str(PICTURE)))
     names: dict = {}
     exec(compile(code, "docs/serving.md", "exec"), names)
-    answer = generate(*demo, "what is written?", PICTURE)
+    answer = generate(*demo, "What is written?", PICTURE)
     assert names["answer"].choices[0].message.content == answer.text
     assert capsys.readouterr().out.count(answer.text) >= 2
     assert names["budget"].avg["visual_tokens"] <= 50
