@@ -87,8 +87,8 @@ def stream(url: str, tokens: int, results: list) -> None:
         results.append((None, [repr(error)]))
 
 
-@pytest.mark.parametrize("grace", ["60", "0"])
-def test_a_server_that_is_asked_to_end_leaves_no_stream_without_its_end(tiny_folder, grace):
+@pytest.mark.parametrize(("grace", "signals"), [("60", 1), ("0", 1), ("60", 2)])
+def test_a_server_that_is_asked_to_end_leaves_no_stream_without_its_end(tiny_folder, grace, signals):
     """Under load: those that run finish, or are told that they do not, and the exit status is 0."""
     with running(tiny_folder, "--grace", grace, "--slots", "3", "--quiet", "--extra-eos-token", "7") as server:
         results: list = []
@@ -98,6 +98,9 @@ def test_a_server_that_is_asked_to_end_leaves_no_stream_without_its_end(tiny_fol
         metric = re.compile(r'avg_mlx_requests\{stage="decoding"\} ([1-9])')
         while not metric.search(httpx.get(f"{server.url}/metrics", timeout=60).text) and len(results) != 6:
             time.sleep(0.01)
+        if signals == 2:  # the second one waits no longer
+            server.process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
         assert server.end() == 0
         for thread in threads:
             thread.join(60)
@@ -110,7 +113,7 @@ def test_a_server_that_is_asked_to_end_leaves_no_stream_without_its_end(tiny_fol
             else:
                 assert (status, json.loads(lines[-1])["error"]["code"]) == (503, "stopping")
         finished = [lines for status, lines in results if status == 200 and "error" not in json.loads(lines[-2])]
-        assert finished or grace == "0"
+        assert finished or grace == "0" or signals == 2
         assert not any(line.startswith("{") for line in server.lines)
         assert "Traceback" not in "".join(server.lines)
 

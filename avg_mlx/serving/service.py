@@ -45,7 +45,7 @@ class Options:
     url_hosts: tuple[str, ...] | None = None
     most: int = 64
     max_body: int = 32 * MEBIBYTE
-    total_bytes: int = 512 * MEBIBYTE
+    total_bytes: int = 1024 * MEBIBYTE
     max_images: int = 16
     max_image_bytes: int = 20 * MEBIBYTE
     body_seconds: float = 30.0
