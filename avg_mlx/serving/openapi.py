@@ -1,5 +1,6 @@
 """The description of the endpoints in OpenAPI's words: what they take and what they give."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..version import VERSION
@@ -22,8 +23,8 @@ STATUSES = {
 }
 
 
-def description(model: str) -> dict[str, Any]:
-    """Return the OpenAPI document of a server that serves `model`."""
+def description(model: str, granularities: Sequence[int]) -> dict[str, Any]:
+    """Return the OpenAPI document of a server that serves `model`; `granularities` are those that may be forced."""
     paths = {
         "/v1/chat/completions": _post("OpenAI's chat completions.", "ChatCompletionRequest", "Answer", stream=True),
         "/v1/responses": _post("OpenAI's responses; nothing is stored.", "ResponseRequest", "Answer", stream=True),
@@ -41,7 +42,7 @@ def description(model: str) -> dict[str, Any]:
         "security": [{}, {"key": []}],
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": _schemas(model),
+            "schemas": _schemas(model, granularities),
             "responses": {"Problem": {"description": "An error.", "content": _json(_ref("Error"))}},
         },
     }
@@ -86,12 +87,12 @@ def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
     return {"type": "object", "required": list(required), "properties": properties}
 
 
-def _schemas(model: str) -> dict[str, Schema]:
+def _schemas(model: str, granularities: Sequence[int]) -> dict[str, Schema]:
     looking: dict[str, Schema] = {
         "model": {"enum": [model, None]},
         "granularity": {
             "description": "Visual tokens per crop, or auto: the router's choice.",
-            "anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}, {"type": "null"}],
+            "enum": ["auto", *granularities, None],
         },
         "max_visual_tokens": _nullable("integer", minimum=1, description="A budget for each image."),
         "token_cost": _nullable("number", minimum=0, description="The price of the finest visual tokens."),
@@ -112,25 +113,16 @@ def _schemas(model: str) -> dict[str, Schema]:
     }
     count = _nullable("integer", minimum=1)
     usage = _object(include_usage=_nullable("boolean"))
-    chat = (
-        looking
-        | drawing
-        | {
-            "messages": {"type": "array", "minItems": 1, "items": _ref("Message")},
-            "max_completion_tokens": count,
-            "max_tokens": count,
-            "logprobs": _nullable("boolean"),
-            "stream_options": {"anyOf": [usage, {"type": "null"}]},
-        }
-    )
-    given = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _ref("Message")}]}
-    response = looking | drawing | {"input": given, "instructions": _nullable("string"), "max_output_tokens": count}
+    messages: Schema = {"type": "array", "minItems": 1, "items": _ref("Message")}
+    limits = {"max_completion_tokens": count, "max_tokens": count}
+    told = {"logprobs": _nullable("boolean"), "stream_options": {"anyOf": [usage, {"type": "null"}]}}
+    response = {"input": {"anyOf": [{"type": "string"}, messages]}, "instructions": _nullable("string")}
     explain = _nullable("boolean", description="Take the router's vote apart, for each image.")
     error = _object(("message", "type"), message={"type": "string"}, type={"type": "string"})
     return {
-        "ChatCompletionRequest": _object(("messages",), **chat),
-        "ResponseRequest": _object(("input",), **response),
-        "RouteRequest": _object(("messages",), **looking, messages=chat["messages"], explain=explain),
+        "ChatCompletionRequest": _object(("messages",), messages=messages, **looking, **drawing, **limits, **told),
+        "ResponseRequest": _object(("input",), **response, **looking, **drawing, max_output_tokens=count),
+        "RouteRequest": _object(("messages",), messages=messages, **looking, explain=explain),
         "Message": _message(),
         "Answer": _object(("object", "model"), object={"type": "string"}, model={"type": "string"}),
         "Error": _object(("error",), error=error),

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from ..inference.options import forcible
 from .asking import unknown_model
 from .gate import problem_response
 from .metrics import exposition
@@ -44,7 +45,7 @@ class Pages:
 
     async def openapi(self, request: Request) -> Response:
         """The description of all endpoints."""
-        return JSONResponse(description(self.service.options.name))
+        return JSONResponse(description(self.service.options.name, forcible(self.service.engine.config)))
 
     @cached_property
     def _model(self) -> dict[str, Any]:

@@ -21,10 +21,9 @@ BACKLOG = 256
 def bind(host: str, port: int) -> socket.socket:
     """Return a socket that has the address, but does not listen yet; port 0 takes a free one. Raises InputError."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-        taken = socket.socket(family, kind)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        taken = socket.socket(family, kind, protocol)  # asyncio turns Nagle's waiting off where the protocol is told
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
         return taken
