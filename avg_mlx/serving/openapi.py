@@ -122,7 +122,7 @@ def _schemas(model: str, granularities: Sequence[int]) -> dict[str, Schema]:
     return {
         "ChatCompletionRequest": _object(("messages",), messages=messages, **looking, **drawing, **limits, **told),
         "ResponseRequest": _object(("input",), **response, **looking, **drawing, max_output_tokens=count),
-        "RouteRequest": _object(("messages",), messages=messages, explain=explain, **looking),
+        "RouteRequest": _object(("messages",), messages=messages, **looking, explain=explain),
         "Message": _message(),
         "Answer": _object(("object", "model"), object={"type": "string"}, model={"type": "string"}),
         "Error": _object(("error",), error=error),
