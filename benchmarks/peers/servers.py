@@ -5,8 +5,8 @@
 
 Installs the environment of run.py, and needs nothing else either. Every row of the table has a server of its own, so
 that its peak memory is the row's, and they take turns, so that whatever else the machine does hits all alike. Answers
-are streamed, greedy and of 16 tokens. Every request inverts another pixel of the image, so that no cache of images or of
-KV helps any of them.
+are streamed, greedy and of 16 tokens. Every request inverts another pixel of the image, so that no cache of images or
+of KV helps any of them.
 
 On Linux the CPU backend is much faster with OpenBLAS: LD_PRELOAD=libopenblas.so.0 before the command.
 """
@@ -119,9 +119,10 @@ def take_turns(python: Path, home: Path, requests: int, repeats: int) -> tuple[R
     """What each row's clients saw, and its server's peak memory in GB."""
     results: Results = {row: {clients: [] for clients in CLIENTS} for row in DETAILS}
     with contextlib.ExitStack() as stack:
-        servers = [Server(python, row, home) for row in DETAILS]
-        for server in servers:
-            stack.callback(server.stop)
+        servers = []
+        for row in DETAILS:
+            servers.append(Server(python, row, home))
+            stack.callback(servers[-1].stop)
         for server in servers:
             server.wait()
             server.ask(clients=2, requests=2, first=0)
@@ -202,4 +203,7 @@ def remarks(results: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
