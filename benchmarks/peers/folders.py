@@ -21,6 +21,13 @@ from avg_mlx.weights.pytorch import HUB_LAYOUT
 from avg_mlx.weights.side_files import preprocessor_config
 
 IMAGE_TOKEN = "<image>"
+CONTENT = "{{ message['content'] }}"
+PARTS = "message['content'] | selectattr('type', 'equalto', '{}')"
+CONTENT_OR_PARTS = (  # images come first, as the Hub's templates have them
+    f"{{% if message['content'] is string %}}{CONTENT}{{% else %}}"
+    f"{{% for part in {PARTS.format('image')} %}}{IMAGE_TOKEN} {{% endfor %}}"
+    f"{{% for part in {PARTS.format('text')} %}}{{{{ part['text'] }}}}{{% endfor %}}{{% endif %}}"
+)
 
 
 def main() -> None:
@@ -32,6 +39,7 @@ def main() -> None:
     write_folder(home / "ours", keys, tensors, tokenizer)
     write_folder(home / "theirs", their_keys(keys, image_token), their_tensors(keys, tensors), tokenizer)
     write_processor(home / "theirs", keys, image_token)
+    write_template(home / "theirs" / "chat_template.jinja")
     convert(home / "theirs", home / "converted")
     (home / "image.jpg").write_bytes(synthetic_image(800, 600))
     (home / "question.txt").write_text(prompt_of(tokenizer, 60))
@@ -110,6 +118,11 @@ def write_processor(folder: Path, keys: dict[str, Any], image_token: int) -> Non
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     tokenizer["added_tokens"].append({"id": image_token, "content": IMAGE_TOKEN, "special": True, **plain})
     write_json(file, tokenizer)
+
+
+def write_template(file: Path) -> None:
+    """Let a user's content be parts, too: mlx-vlm's server gives the template a list, and would print it otherwise."""
+    file.write_text(file.read_text().replace(f"USER: {CONTENT}", f"USER: {CONTENT_OR_PARTS}"))
 
 
 if __name__ == "__main__":
