@@ -7,7 +7,7 @@ from .conftest import SIGN
 
 pytestmark = pytest.mark.browser
 CHAT, ROUTE = "/v1/chat/completions", "/v1/route"
-QUESTION = "what is written?"
+QUESTION = "What is written?"
 
 
 def answer_of(visit, n: int = -1) -> dict:
@@ -71,10 +71,10 @@ def test_the_second_question_goes_with_all_that_was_said_and_shown(visit):
     page = visit()
     page.give()
     page.ask(QUESTION)
-    page.ask("what shape is in the image?")
+    page.ask("What shape is this?")
     first, second = (body["messages"] for body in page.bodies(CHAT))
     said = {"role": "assistant", "content": page.page.locator(".answer .text").nth(0).inner_text()}
-    asked = {"role": "user", "content": [{"type": "text", "text": "what shape is in the image?"}]}
+    asked = {"role": "user", "content": [{"type": "text", "text": "What shape is this?"}]}
     assert second == [*first, said, asked]
     assert page.page.locator(".answer .text").nth(1).inner_text() == (
         answer_of(page)["choices"][0]["message"]["content"].strip()
@@ -86,7 +86,7 @@ def test_two_pictures_of_a_conversation_can_each_be_shown(visit, request):
     page.give()
     page.ask(QUESTION)
     page.give((request.config.rootpath / "tests" / "photos" / "chelsea.jpg").read_bytes(), "cat.jpg")
-    page.ask("what shape is in the image?")
+    page.ask("What shape is this?")
     images = page.api(ROUTE, page.bodies(ROUTE)[-1])["images"]
     for n in (1, 0):
         page.page.locator("#which label").nth(n).click()
