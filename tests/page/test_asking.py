@@ -111,11 +111,11 @@ def test_a_budget_is_kept_and_its_stops_are_what_the_picture_can_take(visit):
 def test_a_granularity_can_be_forced_and_then_the_budget_is_off(visit):
     page = visit()
     page.give()
-    page.page.locator("#left label", has_text="32").click()
+    page.page.locator("#left label", has_text="50").click()
     expect(page.page.locator("#budget")).to_be_disabled()
     page.ask(QUESTION)
-    assert page.bodies(CHAT)[0]["granularity"] == 32
-    assert "Granularity 32, as you chose" in page.text("#numbers")
+    assert page.bodies(CHAT)[0]["granularity"] == 50
+    assert "Granularity 50, as you chose" in page.text("#numbers")
     page.page.locator("#layers label", has_text="Evidence").click()
     assert "no evidence" in page.text("#caption")
 
@@ -125,10 +125,10 @@ def test_two_granularities_stand_side_by_side_with_their_tokens_and_seconds(visi
     page.give()
     page.page.check("#compare")
     page.page.locator("#left label", has_text="4").first.click()
-    page.page.locator("#right label", has_text="64").click()
+    page.page.locator("#right label", has_text="100").click()
     page.ask(QUESTION, answers=2)
     boxes = page.page.locator(".answers.two .answer")
-    for n, granularity in enumerate((4, 64)):
+    for n, granularity in enumerate((4, 100)):
         right = answer_of(page, n)
         words = boxes.nth(n).inner_text()
         assert page.bodies(CHAT)[n]["granularity"] == granularity
@@ -148,13 +148,13 @@ def test_after_reloading_all_is_there_again(visit):
     page.ask(QUESTION)
     said, numbers = page.text("#transcript"), page.text("#numbers .total")
     page.page.fill("#question", "not asked yet")
-    page.page.locator("#left label", has_text="16").click()
+    page.page.locator("#left label", has_text="25").click()
     page.page.reload()
     page.page.wait_for_selector("#layers:not([hidden])")
     assert page.text("#transcript") == said
     assert page.text("#numbers .total") == numbers
     assert page.page.input_value("#question") == "not asked yet"
-    assert page.page.is_checked("#left input[value='16']")
+    assert page.page.is_checked("#left input[value='25']")
     page.page.click("#anew")
     page.page.reload()
     page.page.wait_for_selector("#empty:visible")
