@@ -18,7 +18,9 @@ import pytest
 
 import avg_mlx  # noqa: F401  # before any test imports MLX, so that OpenBLAS is used where there is one
 
-collect_ignore = [] if importlib.util.find_spec("lmms_eval") else ["lmms"]  # make test-lmms has it
+# What the tests in these folders need comes with make test-lmms and make test-page.
+NEEDED = {"lmms": "lmms_eval", "page": "playwright"}
+collect_ignore = [folder for folder, package in NEEDED.items() if importlib.util.find_spec(package) is None]
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "checkpoint"
