@@ -16,6 +16,7 @@ import collections
 import contextlib
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -45,6 +46,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=positive, default=3, help="rounds (default: 3)")
     parser.add_argument("--output", type=Path, help="file for the tables, too")
     args = parser.parse_args()
+    if args.output and not args.output.parent.is_dir():
+        parser.error(f"there is no folder {args.output.parent} for --output; make it, or name another")
     python = environment()
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([python, HERE / "folders.py", args.random_weights, args.dtype, folder], check=True)
@@ -203,6 +206,7 @@ def remarks(results: Results) -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped, too
     try:
         main()
     except KeyboardInterrupt:
