@@ -4,7 +4,7 @@
     python examples/demo/ablations.py build/demo twofold
 
 The models differ in their routers alone, so the answers of the full one's evaluation, which is named, serve all: new is
-which granularity each router takes.
+which granularity each router takes. Routers that have not been trained are left out.
 """
 
 import sys
@@ -34,7 +34,9 @@ def main(build: Path, evaluation: str) -> None:
     tried = {mode: [result.attempt(mode) for result in results] for mode in ("adaptive", "random", *fixed)}
     best = max(fixed, key=lambda mode: accuracy(tried[mode]))
     rows = {"full": tried["adaptive"], f"best fixed granularity ({best})": tried[best], "random": tried["random"]}
-    rows |= dict(zip(ROUTERS, choices_of(build, results), strict=True))
+    folders = {name: build / folder / "model" for name, folder in ROUTERS.items()}
+    trained = {name: folder for name, folder in folders.items() if folder.is_dir()}
+    rows |= dict(zip(trained, choices_of(build, results, list(trained.values())), strict=True))
 
     finest = sum(result.visual_tokens_finest for result in results)
     print("| | accuracy | visual tokens | reduction |\n|---|---:|---:|---:|")
@@ -47,9 +49,11 @@ def accuracy(attempts: list[Attempt]) -> float:
     return sum(attempt.correct for attempt in attempts) / len(attempts)
 
 
-def choices_of(build: Path, results: list[Result]) -> list[list[Attempt]]:
-    """The attempts that each of ROUTERS takes."""
-    models = [load(build / name / "model") for name in ROUTERS.values()]
+def choices_of(build: Path, results: list[Result], folders: list[Path]) -> list[list[Attempt]]:
+    """The attempts that each of the models in `folders` takes."""
+    models = [load(folder) for folder in folders]
+    if not models:
+        return []
     seer, tokenizer = models[0]
     taken: list[list[Attempt]] = [[] for _ in models]
     image = None
