@@ -4,7 +4,8 @@
     python benchmarks/serving_engine.py pause      # how long an answer stands still while an image arrives
     python benchmarks/serving_engine.py sizing     # KV of a position, and how many answers fit into memory
 
-All run on random weights, which --random-weights and --dtype choose.
+All run on random weights, which --random-weights and --dtype choose. On Linux the CPU backend needs OpenBLAS to make
+anything of a batch: LD_PRELOAD=libopenblas.so.0 before the command.
 """
 
 import argparse
