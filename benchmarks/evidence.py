@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def scenes(count: int, seed: int) -> Iterator[Any]:
-    """Pictures of a shape and a text, as the next demo's test has them."""
+    """Pictures of a shape and a text, as the demo's test has them."""
     pictures, backgrounds, words = map(importlib.import_module, ("pictures", "backgrounds", "words"))
     for n in range(count):
         rng = Random(f"evidence {seed} {n}")

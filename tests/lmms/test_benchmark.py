@@ -13,7 +13,8 @@ from avg_mlx.inputs.prompt import build_messages, encode_messages
 
 pytestmark = pytest.mark.slow
 
-MODES = ["adaptive", "1", "64"]
+COARSEST, FINEST = (str(end(load("demo")[0].config.granularities)) for end in (min, max))
+MODES = ["adaptive", COARSEST, FINEST]
 TASKS = [benchmark.task for benchmark in PAPER]
 
 
@@ -32,7 +33,7 @@ def summary(run):
     return json.loads((run[1] / "summary.json").read_text())
 
 
-@pytest.mark.parametrize(("mode", "granularity"), [("adaptive", "auto"), ("64", "64")])
+@pytest.mark.parametrize(("mode", "granularity"), [("adaptive", "auto"), (FINEST, FINEST)])
 def test_scores_are_lmms_evals_own(mode, granularity, summary, data_root, tmp_path):
     """In the folder of the data, load_dataset finds it by the names that the tasks have: nothing of ours has a part."""
     how = {"model_args": f"pretrained=demo,granularity={granularity}", "cwd": data_root}
@@ -53,7 +54,7 @@ def test_each_question_is_answered_once_in_all_modes(run):
     assert len({row["key"] for row in rows}) == len(rows) == 4 * 9 + 3 + 3
     for row in rows:
         assert list(row["attempts"]) == MODES
-        assert row["attempts"]["1"]["visual_tokens"] < row["attempts"]["64"]["visual_tokens"]
+        assert row["attempts"][COARSEST]["visual_tokens"] < row["attempts"][FINEST]["visual_tokens"]
 
 
 def test_the_tables_name_every_benchmark_and_the_papers_figures(run):
@@ -74,7 +75,7 @@ def test_it_says_where_the_data_comes_from_before_it_starts(run, data_root):
 
 
 def test_more_questions_and_tasks_go_into_the_same_folder(data_root, tmp_path):
-    options = ["--model", "demo", "--data-root", data_root, "--output", tmp_path / "run", "--modes", "1"]
+    options = ["--model", "demo", "--data-root", data_root, "--output", tmp_path / "run", "--modes", COARSEST]
     assert avg_mlx("benchmark", *options, "--tasks", "pope", "--limit", 2).returncode == 0
     first = rows_of(tmp_path / "run" / "answers.jsonl")
     assert avg_mlx("benchmark", *options, "--tasks", "pope", "mme", "--limit", 3).returncode == 0
@@ -108,7 +109,7 @@ def test_a_data_set_that_cannot_be_had_leaves_the_others_running(data_root, tmp_
 
 @pytest.fixture
 def broken(tmp_path):
-    """A task whose first and third images are damaged, and whose last question fits the context at 1 and not at 64."""
+    """A task whose first and third images are damaged, and whose last question fits the context only at COARSEST."""
     model, tokenizer = load("demo")
     short, longer = (len(encode_messages(tokenizer, build_messages("a circle? " * n, 1))) for n in (1, 11))
     close = "a circle? " * (1 + 10 * (model.config.context_length - short - 20) // (longer - short))
@@ -119,7 +120,8 @@ def broken(tmp_path):
 
 def test_damaged_images_are_counted_or_end_the_run(broken, tmp_path):
     output = tmp_path / "run"
-    options = ["--model", "demo", "--tasks", "broken", "--include-path", broken, "--output", output, "--modes", 1, 64]
+    options = ["--model", "demo", "--tasks", "broken", "--include-path", broken, "--output", output]
+    options += ["--modes", COARSEST, FINEST]
     done = avg_mlx("benchmark", *options)
     assert done.returncode == 2
     assert "0 of broken" in done.stderr.splitlines()[-1]
@@ -127,5 +129,5 @@ def test_damaged_images_are_counted_or_end_the_run(broken, tmp_path):
     done = avg_mlx("benchmark", *options, "--skip-bad")
     assert done.returncode == 0, done.stderr
     modes = json.loads((output / "summary.json").read_text())["benchmarks"]["broken"]["modes"]
-    assert {mode: one["unanswered"] for mode, one in modes.items()} == {"1": 2, "64": 3}
+    assert {mode: one["unanswered"] for mode, one in modes.items()} == {COARSEST: 2, FINEST: 3}
     assert [row["doc_id"] for row in rows_of(output / "answers.jsonl")] == [1, 3]
