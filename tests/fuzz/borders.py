@@ -3,6 +3,7 @@
 Each border prepares a folder, and returns the function that makes one hostile input and uses it as a caller would.
 """
 
+import base64
 import io
 import json
 import shutil
@@ -19,11 +20,14 @@ from PIL import Image
 from templates import hostile_template
 from workers import Attempt, Border
 
+from avg_mlx import InputError
+
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ROOT / "golden" / "checkpoint"
 HUB_CHECKPOINT = ROOT / "golden_llava" / "next" / "checkpoint"
 PHOTO = ROOT / "photos" / "chelsea.jpg"
 
+JSON = {"Content-Type": "application/json"}
 EVIL = "raise SystemExit(open('EXECUTED', 'w').write('code of the folder was run'))\n"
 
 
@@ -337,6 +341,40 @@ def pickles(folder: Path) -> Attempt:
     return attempt
 
 
+def requests(folder: Path) -> Attempt:
+    """Bodies that clients send to the server, in all of its forms, streamed and whole."""
+    from starlette.testclient import TestClient
+
+    from avg_mlx import load
+    from avg_mlx.inference.options import Looking
+    from avg_mlx.serving.app import build_app
+    from avg_mlx.serving.asking import Defaults
+    from avg_mlx.serving.engine.thread import Engine
+    from avg_mlx.serving.service import Options, Service
+
+    model, media = _converted(folder), folder / "media"
+    media.mkdir()
+    shutil.copy(PHOTO, media)
+    engine = Engine(lambda: load(model))
+    engine.start()
+    defaults = Defaults(Looking(max_pixels=10**6), max_tokens=3)
+    app = build_app(Service(engine, Options("tiny", defaults, media_path=media, url_hosts=())))
+    client = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False)
+    bodies = list(_bodies((media / PHOTO.name).as_uri()))
+
+    def attempt(random: Random) -> None:
+        path, body = random.choice(bodies)
+        answer = client.post(f"/v1/{path}", content=damaged_json(body, random), headers=JSON)
+        if answer.status_code >= 500:
+            raise RuntimeError(f"status {answer.status_code}: {answer.text[:200]}")
+        if answer.status_code >= 400:
+            raise InputError(answer.json()["error"]["message"])
+        if '"server_error"' in answer.text:
+            raise RuntimeError(f"an event failed: {answer.text[-200:]}")
+
+    return attempt
+
+
 # What `make fuzz` gives to each, at least as many as docs/reliability.md promises.
 BORDERS: dict[Border, int] = {
     images: 20_000,
@@ -351,6 +389,7 @@ BORDERS: dict[Border, int] = {
     data_files: 2_000,
     recipes: 500,
     pickles: 200,
+    requests: 2_000,
 }
 
 
@@ -386,6 +425,33 @@ def _answer(model_folder: Path, **options: Any) -> None:
     generate(model, tokenizer, "What is this?", Image.new("RGB", (40, 30)), max_tokens=2)
     if Path("EXECUTED").exists():
         raise RuntimeError("code of the folder was run")
+
+
+def _bodies(near: str):
+    """(endpoint, a body that it answers) about a picture, or about one that lies near the server."""
+    picture = io.BytesIO()
+    Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 50).save(picture, "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
+    drawing = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 3, "stop": ["a", "b"]}
+    penalties = {"presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "logit_bias": {"5": -3}}
+    text, shown = {"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": uri}}
+    here = {"type": "image_url", "image_url": {"url": near, "detail": "low"}}
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [text, shown]},
+        {"role": "assistant", "content": "A photo."},
+        {"role": "user", "content": "Of what?"},
+    ]
+    for stream in (False, True):
+        yield "chat/completions", {"model": "tiny", "messages": talk, "max_tokens": 2, "stream": stream, **drawing}
+        options = {"logprobs": True, "top_logprobs": 2, "stream_options": {"include_usage": True}}
+        yield "chat/completions", {"messages": [{"role": "user", "content": [here, text]}], "stream": stream, **options}
+        asked = [{"type": "input_text", "text": "What?"}, {"type": "input_image", "image_url": uri, "detail": "high"}]
+        message = {"type": "message", "role": "user", "content": asked}
+        yield "responses", {"input": [message], "max_output_tokens": 2, "stream": stream, **penalties}
+        yield "responses", {"input": "Hello", "instructions": "Be brief.", "stream": stream, "top_logprobs": 2}
+    yield "route", {"messages": talk[1:2], "explain": True, "max_visual_tokens": 100, "max_tokens": 2}
+    yield "route", {"messages": talk[1:2], "granularity": 36}
 
 
 def _encoded_images():
