@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file for the table, too")
     args = parser.parse_args()
     if args.output and not args.output.parent.is_dir():
-        parser.error(f"there is no folder {args.output.parent} for the table; make it first")
+        parser.error(f"there is no folder {args.output.parent} for --output; make it, or name another")
     python = environment()
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([python, HERE / "folders.py", args.random_weights, args.dtype, folder], check=True)
