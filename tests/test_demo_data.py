@@ -14,21 +14,38 @@ from exam import COUNTS, LETTERS, Exam, descriptions
 from pictures import SHAPES, TESTED_FONTS, Text, Thing, draw_scene, draw_shape, draw_text, some_size
 from PIL import Image, ImageChops
 from questions import Asker, described, listed
-from wordings import EMPTY, LEARN, OUTSIDE, TEST, ask_outside, asked_in, filled, wordings
-from words import ALPHABET, HELD_OUT, LEARNED, LONGEST, WORDS, some_text
+from wordings import (
+    EMPTY,
+    LEARN,
+    OUTSIDE,
+    PATTERNS,
+    TEST,
+    TRIAL,
+    ask,
+    ask_outside,
+    asked_in,
+    bare,
+    expanded,
+    filled,
+    held_out,
+    kinds,
+    nouns,
+    some_wording,
+)
+from words import ALPHABET, HELD_OUT, LEARNED, LONGEST, WORDS, some_longer_text, some_text
 
 pytest.importorskip("skimage", reason="photographs: pip install -e '.[demo]'")
 LESSONS = range(400)
 
 
-@pytest.fixture(scope="module")
-def lessons():
+@pytest.fixture(scope="module", params=[book.MIX, book.WIDE], ids=lambda pages: pages.name)
+def lessons(request):
     """(scene, its questions and answers) of some training pages."""
     drawn = []
     for number in LESSONS:
-        rng = Random(f"mix {book.SEED} {number}")
-        scene = book.learning_scene(book.MIX, rng)
-        drawn.append((scene, book.learning_pairs(scene, rng)))
+        rng = Random(f"{request.param.name} {book.SEED} {number}")
+        scene = book.learning_scene(request.param, rng)
+        drawn.append((scene, book.learning_pairs(scene, rng, request.param)))
     return drawn
 
 
@@ -39,25 +56,31 @@ def exam(tmp_path_factory):
     return test, list(test.questions(dict.fromkeys(COUNTS, 12)))
 
 
-def kinds(file):
-    return [kind for kind in asked_in(file) if kind not in ("politeness", "nouns")]
+QUESTIONS = [kind for kind in kinds() if kind != "politeness"]
 
 
-def bare(wording):
-    """A wording without what is varied: case, spelling, marks."""
-    return re.sub(r"[^a-z{} ]", "", wording.lower().replace("colour", "color")).strip()
-
-
-def test_no_wording_of_the_tests_is_learned():
-    files = {"wordings.yaml": kinds("wordings.yaml"), "outside.yaml": kinds("outside.yaml")}
-    said = {
-        part: {bare(way) for file, names in files.items() for kind in names for way in asked_in(file)[kind][part]}
-        for part in (LEARN, TEST)
-    }
-    assert not said[LEARN] & said[TEST]
+def test_no_wording_of_the_tests_is_learned_or_tried():
+    said = {part: {bare(way) for kind in QUESTIONS for way in kinds()[kind][part]} for part in (LEARN, TRIAL, TEST)}
+    assert not said[LEARN] & (said[TRIAL] | said[TEST])
+    assert not said[TRIAL] & said[TEST]
+    assert len(said[TRIAL]) > 100
     assert len(said[TEST]) > 100
-    nouns = asked_in("outside.yaml")["nouns"]
-    assert not set(nouns[LEARN]) & set(nouns[TEST])
+    for part, other in itertools.combinations((PATTERNS, TRIAL, TEST), 2):
+        assert nouns(part)
+        assert not set(nouns(part)) & set(nouns(other))
+
+
+@pytest.mark.parametrize("kind", QUESTIONS)
+def test_patterns_say_what_they_are_for_and_no_wording_of_the_tests(kind):
+    rng = Random(kind)
+    for pattern in asked_in("patterns.yaml")[kind]:
+        for _ in range(200):
+            wording = expanded(rng, pattern)
+            assert not set("[]<>|") & set(wording), pattern
+            assert set(re.findall(r"{(\w+)}", wording)) <= set(re.findall(r"{(\w+)}", " ".join(kinds()[kind][LEARN])))
+    said = {bare(some_wording(rng, kind, PATTERNS)) for _ in range(3000)}
+    assert len(said) > 2 * len(kinds()[kind][LEARN])
+    assert not said & held_out()
 
 
 def test_no_word_photograph_or_paint_of_the_tests_is_learned(lessons):
@@ -69,7 +92,8 @@ def test_no_word_photograph_or_paint_of_the_tests_is_learned(lessons):
     ]
     assert not shades[0] & shades[1]
     rng = Random(0)
-    written = {some_text(rng).lower() for _ in range(20000)} | {t.text.lower() for s, _ in lessons for t in s.texts}
+    written = {make(rng).lower() for make in (some_text, some_longer_text) for _ in range(20000)}
+    written |= {text.text.lower() for scene, _ in lessons for text in scene.texts}
     assert not written & set(HELD_OUT)
 
 
@@ -81,7 +105,7 @@ def test_what_the_tests_write_is_held_out(exam):
 
 def test_words_are_short_and_can_be_spelled():
     rng = Random(0)
-    for text in [*WORDS, *(some_text(rng) for _ in range(2000))]:
+    for text in [*WORDS, *(make(rng) for make in (some_text, some_longer_text) for _ in range(2000))]:
         assert 1 <= len(text) <= LONGEST
         assert set(text) <= set(ALPHABET)
 
@@ -116,15 +140,16 @@ def test_things_do_not_overlap(lessons):
 
 def judge(question, shapes, texts):
     """The answer to a question, found again from its words; None where it cannot be."""
-    asked = f" {bare(question)} "
+    asked = re.sub("^(yes|no), |, (is (there|it) not|yes or no)", "", question.lower())
+    asked = f" {bare(asked)} "
     inks = [color for color in palette.NAMES if f" {color} " in asked]
     sorts = [shape for shape in SHAPES if re.search(rf" {shape}s? ", asked)]
     told = [s for s in shapes if (not inks or s.color in inks) and (not sorts or s.name in sorts)]
-    if "how many" in asked or "count" in asked or "number of" in asked:
+    if re.search("how many|count|add up|(number|amount) of", asked):
         return str(len(told))
-    if re.search(r" (not|no) ", asked):
+    if re.search(r" (not|no|missing|absent) ", asked):
         return "no" if told else "yes"
-    if re.search(r"\b(text|writing|written|letters)\b", asked):
+    if re.search(r"\b(text|writing|written|letter|word|number|inscription|characters|read)", asked):
         return None
     return ("yes" if told else "no") if inks or sorts else None
 
@@ -249,6 +274,30 @@ def test_every_category_asks_what_it_is_for(exam):
 
 def test_outside_questions_are_of_their_part():
     rng = Random(0)
-    learned = {bare(ask_outside(rng, LEARN)) for _ in range(500)}
-    assert not learned & {bare(ask_outside(rng, TEST)) for _ in range(500)}
-    assert wordings("describe", TEST)
+    asked = {part: {bare(ask_outside(rng, part)) for _ in range(500)} for part in (LEARN, PATTERNS, TRIAL, TEST)}
+    assert not asked[TEST] & (asked[LEARN] | asked[PATTERNS] | asked[TRIAL])
+    assert not asked[TRIAL] & (asked[LEARN] | asked[PATTERNS])
+    assert "an orange" in ask(rng, "present", TEST, thing="orange circle").replace("An", "an")
+
+
+def test_texts_alone_are_as_large_as_they_may_be():
+    """A picture is made wide enough for its text, so that long texts are no smaller than short ones."""
+    shares = {False: [], True: []}
+    for number in range(300):
+        rng = Random(f"roomy {number}")
+        scene = book.roomy_scene(book.WIDE, rng)
+        for text in scene.texts:
+            shares[len(text.text) > 5].append((text.box[3] - text.box[1]) / scene.image.height)
+    assert min(map(len, shares.values())) > 50
+    assert np.mean(shares[True]) > 0.85 * np.mean(shares[False])
+
+
+def test_nothing_is_nothing_whatever_it_shows():
+    """More kinds of backgrounds, which differ, and a scene of them says that nothing is there."""
+    seen = set()
+    for number in range(30):
+        scene = draw_scene(Random(number), (96, 64), [], [], TRAIN_PHOTOS, more=True)
+        assert scene.image.size == (96, 64)
+        assert not scene.things
+        seen.add(scene.image.tobytes())
+    assert len(seen) == 30

@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 from palette import Color
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 Size = tuple[int, int]  # (width, height)
 
@@ -68,6 +68,43 @@ def nothing_to_see(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Im
     if kind < 0.6:
         return photo_part(rng, size, photos)
     return pattern(rng, size) if kind < 0.8 else background(rng, size, photos)
+
+
+def blended(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+    """What may be a photograph that nobody has seen: a part of one, turned, into a part of another."""
+    width, height = size
+    turned = photo_part(rng, (width * 2, height * 2), photos).rotate(rng.uniform(0, 360))
+    middle = turned.crop((width // 2, height // 2, width // 2 + width, height // 2 + height))
+    return Image.blend(middle, photo_part(rng, size, photos), rng.uniform(0.2, 0.8))
+
+
+def scribbled(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+    """Long lines and bows, which are no shapes and no letters."""
+    image = background(rng, size, photos)
+    draw, (width, height) = ImageDraw.Draw(image), size
+    for _ in range(rng.randint(1, 9)):
+        x, y = (sorted((rng.uniform(-0.5, 1.5), rng.uniform(-0.5, 1.5))) for _ in range(2))
+        box = [x[0] * width, y[0] * height, (x[1] + 0.3) * width, (y[1] + 0.3) * height]
+        thick = max(1, round(min(size) * rng.uniform(0.003, 0.03)))
+        if rng.random() < 0.5:
+            draw.line(box if rng.random() < 0.5 else [box[0], box[3], box[2], box[1]], any_color(rng), thick)
+        else:
+            start = rng.uniform(0, 360)
+            draw.arc(box, start, start + rng.uniform(30, 200), any_color(rng), thick)
+    return image
+
+
+def varied(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+    """A background of any kind, more often a photograph."""
+    return blended(rng, size, photos) if rng.random() < 0.2 else background(rng, size, photos)
+
+
+def varied_nothing(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+    """A picture without shapes or text, of more kinds."""
+    kind = rng.random()
+    if kind < 0.35:
+        return blended(rng, size, photos)
+    return scribbled(rng, size, photos) if kind < 0.5 else nothing_to_see(rng, size, photos)
 
 
 def gradient(rng: Random, size: Size) -> Image.Image:

@@ -2,10 +2,12 @@
 
     python examples/demo/book.py build/demo
 
-writes mix.json, late.json and last.json for the language model, router.json for the router, and their pictures.
+writes mix.json, late.json, last.json and wide.json for the language model, router.json for the router, and their
+pictures.
 """
 
 import json
+import math
 import sys
 from multiprocessing import Pool
 from pathlib import Path
@@ -14,10 +16,11 @@ from typing import NamedTuple
 
 from backgrounds import TRAIN_PHOTOS
 from easy_vqa_data import easy_vqa, easy_vqa_image
-from pictures import OTHER_FONTS, SHAPES, TESTED_FONTS, Scene, draw_scene, some_size
+from pictures import OTHER_FONTS, SHAPES, TESTED_FONTS, Scene, draw_scene, font_of, some_size
 from PIL import Image
 from questions import Asker, Pair
-from words import some_text
+from wordings import LEARN, PATTERNS
+from words import some_longer_text, some_text
 
 SEED = 0
 FOR_THE_ROUTER = 300  # of easy-VQA's training images: the language model does not learn them
@@ -37,12 +40,14 @@ class Book(NamedTuple):
     talk: float = 1.0  # how much is asked about shapes
     describe: float = 0.3  # how often a description is asked for
     fonts: tuple[str, ...] = TESTED_FONTS  # of two texts in three, drawn evenly
+    wide: bool = False  # with room for long texts, more kinds of backgrounds, and more ways to ask
 
 
 MIX = Book("mix", 60_000, 0.38, 0.2, 0.35)
 LATE = Book("late", 40_000, 0.6, 0.25, 0.08, talk=0.5)  # reading takes longer to learn than the rest
 LAST = Book("last", 44_000, 0.45, 0.33, 0.15, talk=0.5, describe=0.6, fonts=THIN)
-ROUTER = MIX._replace(name="router", pages=4_000)
+WIDE = Book("wide", 48_000, 0.42, 0.25, 0.2, talk=0.6, describe=0.5, wide=True)
+ROUTER = MIX._replace(name="router", pages=4_000, wide=True)
 
 
 ABOUT_SHAPES = {"shape": 0.7, "color": 0.7, "present": 1.0, "is": 0.6, "count": 0.5}
@@ -51,18 +56,33 @@ ABOUT_SHAPES = {"shape": 0.7, "color": 0.7, "present": 1.0, "is": 0.6, "count": 
 def learning_scene(book: Book, rng: Random) -> Scene:
     """A text alone, shapes alone, both, or neither."""
     kind = rng.random()
-    texts = [some_text(rng)] if kind < book.text + book.both else []
+    if book.wide and kind < book.text:
+        return roomy_scene(book, rng)
+    text = some_longer_text if book.wide else some_text
+    texts = [text(rng)] if kind < book.text + book.both else []
     shapes: list[str] = []
     if book.text <= kind < book.text + book.both + book.shapes:
         shapes = [rng.choice(SHAPES) for _ in range(rng.choice([1, 1, 1, 2, 2, 3]))]
     fonts = book.fonts if rng.random() < 0.65 else OTHER_FONTS
     shares = (0.2, 0.4) if rng.random() < 0.6 else (0.13, 0.55)
-    return draw_scene(rng, some_size(rng), shapes, texts, TRAIN_PHOTOS, fonts=fonts, shares=shares)
+    return draw_scene(rng, some_size(rng), shapes, texts, TRAIN_PHOTOS, fonts=fonts, shares=shares, more=book.wide)
 
 
-def learning_pairs(scene: Scene, rng: Random, talk: float = 1.0, describe: float = 0.3) -> list[Pair]:
+def roomy_scene(book: Book, rng: Random) -> Scene:
+    """A text alone, in a picture that is wide enough for it."""
+    font = rng.choice(book.fonts if rng.random() < 0.65 else OTHER_FONTS)
+    text, share = some_longer_text(rng), rng.uniform(*((0.2, 0.36) if rng.random() < 0.6 else (0.13, 0.5)))
+    needed = 1.06 * font_of(font, 100).getlength(text) / 100 * share
+    ratio = min(max(needed, rng.choice([0.7, 1, 1, 4 / 3, 3 / 2, 2, 3, rng.uniform(1, 3)])), 4)
+    height = math.exp(rng.uniform(math.log(64), math.log((512 if rng.random() < 0.9 else 1024) / ratio)))
+    size = max(64, round(height * ratio)), max(64, round(height))
+    return draw_scene(rng, size, [], [text], TRAIN_PHOTOS, fonts=(font,), shares=(share, share), more=True)
+
+
+def learning_pairs(scene: Scene, rng: Random, book: Book = MIX) -> list[Pair]:
     """A conversation, in any order."""
-    often = {"describe": describe, "outside": 0.25, "text present": 0.12}
+    talk = book.talk
+    often = {"describe": book.describe, "outside": 0.25, "text present": 0.12}
     if scene.shapes:
         often |= {kind: share * talk for kind, share in ABOUT_SHAPES.items()} | {"read": 0.08, "text color": 0.04}
     if scene.texts:
@@ -76,7 +96,7 @@ def learning_pairs(scene: Scene, rng: Random, talk: float = 1.0, describe: float
     if scene.shapes:
         kinds += rng.choices(["present", "is", "shape", "color"], k=round(2 * talk))
     rng.shuffle(kinds)
-    asker = Asker(scene, rng)
+    asker = Asker(scene, rng, PATTERNS if book.wide else LEARN)
     return [asker.ask(kind) for kind in kinds or ["describe"]]
 
 
@@ -85,7 +105,7 @@ def page(folder: Path, book: Book, number: int) -> dict:
     rng = Random(f"{book.name} {SEED} {number}")
     scene = learning_scene(book, rng)
     file = save_picture(scene.image, folder, f"{book.name}/{number // 1000:03}/{number}", rng)
-    return conversation(f"{book.name}-{number}", file, learning_pairs(scene, rng, book.talk, book.describe))
+    return conversation(f"{book.name}-{number}", file, learning_pairs(scene, rng, book))
 
 
 def save_picture(image: Image.Image, folder: Path, stem: str, rng: Random) -> str:
@@ -148,6 +168,7 @@ def build(folder: Path) -> None:
     save(folder / "router.json", [one for sample in router for one in single_questions(sample)[:3]])
     save(folder / "late.json", easy[::2] + pages(folder, LATE))
     save(folder / "last.json", easy[1::2] + pages(folder, LAST))
+    save(folder / "wide.json", easy[::4] + pages(folder, WIDE))
 
 
 def save(file: Path, samples: list[dict]) -> None:

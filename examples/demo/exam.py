@@ -2,8 +2,9 @@
 
     python examples/demo/exam.py build/demo
 
-The tests ask in wordings, about words and over photographs that no training data has, in other paints; the validation
-set, by which anything may be chosen, asks as the training data does. Both depend on seeds alone.
+The tests ask in wordings, about words and over photographs that no training data has, in other paints. The validation
+set, by which anything may be chosen, has wordings of its own, and the training's words and photographs. Both depend on
+seeds alone.
 """
 
 import itertools
@@ -21,7 +22,7 @@ from palette import PAINTS, TEST_PAINTS, Color
 from pictures import SHAPES, TESTED_FONTS, Scene, draw_scene, font_of
 from PIL import Image
 from questions import Asker, Pair, article, listed
-from wordings import EMPTY, LEARN, OUTSIDE, TEST
+from wordings import EMPTY, OUTSIDE, TEST, TRIAL
 from words import HELD_OUT, LEARNED, cased, number
 
 SEED = 0
@@ -180,7 +181,7 @@ def write_lines(file: Path, records: list[dict]) -> None:
 
 def build(folder: Path) -> None:
     test = Exam(folder, "test", TEST, TEST_PHOTOS, TEST_PAINTS, HELD_OUT)
-    trial = Exam(folder, "validation", LEARN, TRAIN_PHOTOS, PAINTS, LEARNED)
+    trial = Exam(folder, "validation", TRIAL, TRAIN_PHOTOS, PAINTS, LEARNED)
     write_lines(folder / "validation.jsonl", list(trial.questions({name: n // 5 for name, n in COUNTS.items()})))
     write_lines(folder / "test_twofold.jsonl", list(test.twofold(300)))
     write_lines(folder / "test_easy_vqa.jsonl", list(easy_vqa_questions(folder)))

@@ -7,7 +7,7 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
-from backgrounds import Size, background, nothing_to_see, package_folder
+from backgrounds import Size, background, nothing_to_see, package_folder, varied, varied_nothing
 from palette import PAINTS, Color, visible
 from PIL import Image, ImageDraw, ImageFont
 
@@ -196,9 +196,13 @@ def draw_scene(
     paints: dict[str, tuple[Color, ...]] = PAINTS,
     fonts: tuple[str, ...] = TESTED_FONTS,
     shares: tuple[float, float] = (0.15, 0.45),
+    more: bool = False,
 ) -> Scene:
-    """A picture with these shapes and texts, as far as there is room."""
-    make = background if shapes or texts else nothing_to_see
+    """A picture with these shapes and texts, as far as there is room; `more` for more kinds of backgrounds."""
+    if more:
+        make = varied if shapes or texts else varied_nothing
+    else:
+        make = background if shapes or texts else nothing_to_see
     scene = Scene(make(rng, size, photos), paints, fonts)
     for text in texts:
         draw_text(scene, rng, text, shares)

@@ -5,7 +5,7 @@ from random import Random
 
 from palette import NAMES as COLORS
 from pictures import SHAPES, Scene, Thing
-from wordings import EMPTY, LEARN, OUTSIDE, ask, ask_outside, filled, wordings
+from wordings import EMPTY, LEARN, OUTSIDE, ask, ask_outside, filled, some_wording
 from words import DIGITS
 
 Pair = tuple[str, str]  # question and answer
@@ -71,7 +71,7 @@ class Asker:
             return self._present()
         shape = rng.choice(alone)
         kind = "is color" if len(self.shapes) > 1 or rng.random() < 0.4 else "is shape"
-        question, said = rng.choice(wordings(kind, self.part)), {"shape": shape.name, "color": shape.color}
+        question, said = some_wording(rng, kind, self.part), {"shape": shape.name, "color": shape.color}
         told = [name for name in said if f"{{{name}}}" in question and (kind, name) != ("is color", "shape")]
         true = rng.random() < 0.5
         if not true:

@@ -1,10 +1,15 @@
 """The demo model before training: its sizes, its tokenizer, and random weights.
 
-python examples/demo/start.py build/demo/start
+    python examples/demo/start.py build/demo/start
+
+Before its last book it gets one more way to divide pictures:
+
+    python examples/demo/start.py build/demo/finished build/demo/wider
 """
 
 import json
 import math
+import shutil
 import sys
 import zlib
 from pathlib import Path
@@ -121,6 +126,16 @@ def write_model(folder: Path) -> None:
     partial.rename(folder)
 
 
+def write_wider(folder: Path, wider: Path) -> None:
+    """The same model, which divides pictures three times as wide as they are high into three crops."""
+    partial = wider.with_name(f"{wider.name}.partial")
+    shutil.copytree(folder, partial, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    config["image_grid_pinpoints"] += [[3 * CROP, CROP]]
+    (partial / "config.json").write_text(json.dumps(config, indent=2))
+    partial.rename(wider)
+
+
 def initial(name: str, array: mx.array) -> mx.array:
     """Normal weights of variance 1 / inputs, less where they feed a residual stream; norms of one, biases of zero.
 
@@ -140,4 +155,5 @@ def initial(name: str, array: mx.array) -> mx.array:
 
 
 if __name__ == "__main__":
-    write_model(Path(sys.argv[1]))
+    folders = list(map(Path, sys.argv[1:]))
+    write_model(*folders) if len(folders) == 1 else write_wider(*folders)

@@ -1,4 +1,4 @@
-"""How things are asked: the wordings that are learned, and those of the tests."""
+"""How things are asked: the wordings that are learned, those of the validation set, and those of the tests."""
 
 import re
 from functools import cache
@@ -8,7 +8,8 @@ from random import Random
 import yaml
 from palette import NAMES as COLORS
 
-LEARN, TEST = "learn", "test"
+LEARN, TRIAL, TEST = "learn", "trial", "test"
+PATTERNS = "patterns"  # what is learned, and more of patterns.yaml
 SHAPE_NAMES = ("circle", "rectangle", "triangle")
 EMPTY = "I see no shape or text that I know."
 OUTSIDE = "I only know shapes, colours and short texts."
@@ -24,23 +25,74 @@ def asked_in(name: str) -> dict:
     return yaml.safe_load((Path(__file__).parent / name).read_text())
 
 
-def wordings(kind: str, part: str) -> list[str]:
-    """All ways to ask a kind of question, of one part."""
-    return asked_in("wordings.yaml")[kind][part]
+def some_wording(rng: Random, kind: str, part: str) -> str:
+    """A way to ask a kind of question, of one part."""
+    if part != PATTERNS:
+        return rng.choice(kinds()[kind][part])
+    if rng.random() < 0.35:
+        return rng.choice(kinds()[kind][LEARN])
+    while True:
+        wording = expanded(rng, rng.choice(asked_in("patterns.yaml")[kind]))
+        if bare(wording) not in held_out():
+            return wording
+
+
+@cache
+def kinds() -> dict:
+    """What wordings.yaml and outside.yaml say, but for the nouns."""
+    return {
+        kind: parts
+        for file in ("wordings.yaml", "outside.yaml")
+        for kind, parts in asked_in(file).items()
+        if kind != "nouns"
+    }
+
+
+def expanded(rng: Random, pattern: str) -> str:
+    """One of the wordings that a pattern stands for."""
+    phrases = asked_in("patterns.yaml")["phrases"]
+    while found := re.search(r"<(\w+)>|\[([^\[\]<>]*)\]", pattern):
+        name, choices = found.groups()
+        if name:
+            phrase = phrases[name]
+            chosen = phrase if isinstance(phrase, str) else rng.choice(phrase)
+        else:
+            chosen = rng.choice(choices.split("|"))
+        pattern = pattern[: found.start()] + chosen + pattern[found.end() :]
+    return pattern
+
+
+def bare(wording: str) -> str:
+    """A wording without what is varied: case, spelling, marks."""
+    return re.sub(r"[^a-z{} ]", "", wording.lower().replace("colour", "color")).strip()
+
+
+@cache
+def held_out() -> set[str]:
+    """What is not learned: the bare wordings of the validation set and the tests."""
+    return {bare(way) for parts in kinds().values() for part in (TRIAL, TEST) for way in parts[part]}
+
+
+@cache
+def nouns(part: str) -> list[str]:
+    """What a question outside the demo's world may be about."""
+    named = asked_in("outside.yaml")["nouns"]
+    if part != PATTERNS:
+        return named[part]
+    more = asked_in("patterns.yaml")["nouns"]
+    return [noun for noun in named[LEARN] + more if noun not in named[TRIAL] + named[TEST]]
 
 
 def ask(rng: Random, kind: str, part: str, **names: str) -> str:
     """A question of a kind about the names."""
-    return filled(rng, rng.choice(wordings(kind, part)), part, **names)
+    return filled(rng, some_wording(rng, kind, part), part, **names)
 
 
 def ask_outside(rng: Random, part: str) -> str:
     """A question outside the demo's world."""
-    kinds = asked_in("outside.yaml")
     kind = rng.choice(["about a noun", "about what is drawn", "other", "other"])
-    nouns = kinds["nouns"][part]
-    names = {"noun": rng.choice(nouns), "shape": rng.choice(SHAPE_NAMES), "color": rng.choice(COLORS)}
-    return filled(rng, rng.choice(kinds[kind][part]), part, **names)
+    names = {"noun": rng.choice(nouns(part)), "shape": rng.choice(SHAPE_NAMES), "color": rng.choice(COLORS)}
+    return filled(rng, some_wording(rng, kind, part), part, **names)
 
 
 def filled(rng: Random, wording: str, part: str, **names: str) -> str:
@@ -57,11 +109,11 @@ def _varied(rng: Random, question: str, part: str) -> str:
     if rng.random() < 0.3:
         question = re.sub(r"^(what|who|where) is\b", r"\1's", question, flags=re.IGNORECASE)
     if rng.random() < 0.12:
-        polite = rng.choice(wordings("politeness", part))
+        polite = some_wording(rng, "politeness", part)
         question = polite + question[0].lower() + question[1:]
     if question[-1] in "?." and rng.random() < 0.35:
         question = question[:-1] + rng.choice(["", "", "?", ".", "!", " ?"])
-    if part == TEST and rng.random() < 0.15:
+    if part in (TRIAL, TEST) and rng.random() < 0.15:
         question = rng.choice([str.upper, str.lower])(question)
     return question
 

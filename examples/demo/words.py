@@ -1,5 +1,6 @@
 """The texts that are written into pictures."""
 
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -51,3 +52,27 @@ def some_text(rng: Random) -> str:
     if kind < 0.5:
         return cased(rng, rng.choice(LEARNED))
     return cased(rng, made_up(rng)) if kind < 0.75 else random_text(rng)
+
+
+@cache
+def common_words() -> list[str]:
+    """The most common English words of two to eight letters, but for those of the tests."""
+    from wordfreq import top_n_list
+
+    words = top_n_list("en", 20_000)
+    return [w for w in words if w.isascii() and w.isalpha() and 2 <= len(w) <= LONGEST and w not in HELD_OUT]
+
+
+def some_longer_text(rng: Random) -> str:
+    """A text to learn from, more often a long one and a real word."""
+    return max((_word_or_number(rng) for _ in range(2 if rng.random() < 0.35 else 1)), key=len)
+
+
+def _word_or_number(rng: Random) -> str:
+    kind = rng.random()
+    if kind < 0.35:
+        return number(rng)
+    if kind < 0.75:
+        word = cased(rng, rng.choice(common_words()))
+        return "".join(rng.choice([c.upper(), c.lower()]) for c in word) if rng.random() < 0.1 else word
+    return cased(rng, made_up(rng)) if kind < 0.83 else random_text(rng)
