@@ -2,8 +2,8 @@
 
     python examples/demo/book.py build/demo
 
-writes mix.json, late.json, last.json and wide.json for the language model, router.json for the router, and their
-pictures.
+writes mix.json, late.json, last.json, wide.json and free.json for the language model, router.json for the router, and
+their pictures.
 """
 
 import json
@@ -19,7 +19,7 @@ from easy_vqa_data import easy_vqa, easy_vqa_image
 from pictures import OTHER_FONTS, SHAPES, TESTED_FONTS, Scene, draw_scene, font_of, some_size
 from PIL import Image
 from questions import Asker, Pair
-from wordings import LEARN, PATTERNS
+from wordings import FREELY, LEARN, PATTERNS
 from words import some_longer_text, some_text
 
 SEED = 0
@@ -40,14 +40,19 @@ class Book(NamedTuple):
     talk: float = 1.0  # how much is asked about shapes
     describe: float = 0.3  # how often a description is asked for
     fonts: tuple[str, ...] = TESTED_FONTS  # of two texts in three, drawn evenly
-    wide: bool = False  # with room for long texts, more kinds of backgrounds, and more ways to ask
+    wide: bool = False  # with room for long texts, and more kinds of backgrounds
+    part: str = LEARN  # of the wordings
+    longer: float = 0.35  # how often, in a wide book, the longer one of two texts is taken
+    crowds: tuple[int, ...] = (1, 1, 1, 2, 2, 3)  # shapes on a page that has any
 
 
 MIX = Book("mix", 60_000, 0.38, 0.2, 0.35)
 LATE = Book("late", 40_000, 0.6, 0.25, 0.08, talk=0.5)  # reading takes longer to learn than the rest
 LAST = Book("last", 44_000, 0.45, 0.33, 0.15, talk=0.5, describe=0.6, fonts=THIN)
-WIDE = Book("wide", 48_000, 0.42, 0.25, 0.2, talk=0.6, describe=0.5, wide=True)
-ROUTER = MIX._replace(name="router", pages=4_000, wide=True)
+WIDE = Book("wide", 48_000, 0.42, 0.25, 0.2, talk=0.6, describe=0.5, wide=True, part=PATTERNS)
+FREE = WIDE._replace(name="free", pages=60_000, part=FREELY, longer=0.6, crowds=(1, 1, 2, 2, 3, 3))
+# What a picture shows must not tell what will be asked.
+ROUTER = MIX._replace(name="router", pages=4_000, text=0.15, both=0.6, shapes=0.2, wide=True, part=FREELY)
 
 
 ABOUT_SHAPES = {"shape": 0.7, "color": 0.7, "present": 1.0, "is": 0.6, "count": 0.5}
@@ -58,11 +63,12 @@ def learning_scene(book: Book, rng: Random) -> Scene:
     kind = rng.random()
     if book.wide and kind < book.text:
         return roomy_scene(book, rng)
-    text = some_longer_text if book.wide else some_text
-    texts = [text(rng)] if kind < book.text + book.both else []
+    texts: list[str] = []
+    if kind < book.text + book.both:
+        texts = [some_longer_text(rng, book.longer) if book.wide else some_text(rng)]
     shapes: list[str] = []
     if book.text <= kind < book.text + book.both + book.shapes:
-        shapes = [rng.choice(SHAPES) for _ in range(rng.choice([1, 1, 1, 2, 2, 3]))]
+        shapes = [rng.choice(SHAPES) for _ in range(rng.choice(book.crowds))]
     fonts = book.fonts if rng.random() < 0.65 else OTHER_FONTS
     shares = (0.2, 0.4) if rng.random() < 0.6 else (0.13, 0.55)
     return draw_scene(rng, some_size(rng), shapes, texts, TRAIN_PHOTOS, fonts=fonts, shares=shares, more=book.wide)
@@ -71,7 +77,7 @@ def learning_scene(book: Book, rng: Random) -> Scene:
 def roomy_scene(book: Book, rng: Random) -> Scene:
     """A text alone, in a picture that is wide enough for it."""
     font = rng.choice(book.fonts if rng.random() < 0.65 else OTHER_FONTS)
-    text, share = some_longer_text(rng), rng.uniform(*((0.2, 0.36) if rng.random() < 0.6 else (0.13, 0.5)))
+    text, share = some_longer_text(rng, book.longer), rng.uniform(*((0.2, 0.36) if rng.random() < 0.6 else (0.13, 0.5)))
     needed = 1.06 * font_of(font, 100).getlength(text) / 100 * share
     ratio = min(max(needed, rng.choice([0.7, 1, 1, 4 / 3, 3 / 2, 2, 3, rng.uniform(1, 3)])), 4)
     height = math.exp(rng.uniform(math.log(64), math.log((512 if rng.random() < 0.9 else 1024) / ratio)))
@@ -96,7 +102,7 @@ def learning_pairs(scene: Scene, rng: Random, book: Book = MIX) -> list[Pair]:
     if scene.shapes:
         kinds += rng.choices(["present", "is", "shape", "color"], k=round(2 * talk))
     rng.shuffle(kinds)
-    asker = Asker(scene, rng, PATTERNS if book.wide else LEARN)
+    asker = Asker(scene, rng, book.part)
     return [asker.ask(kind) for kind in kinds or ["describe"]]
 
 
@@ -169,6 +175,7 @@ def build(folder: Path) -> None:
     save(folder / "late.json", easy[::2] + pages(folder, LATE))
     save(folder / "last.json", easy[1::2] + pages(folder, LAST))
     save(folder / "wide.json", easy[::4] + pages(folder, WIDE))
+    save(folder / "free.json", easy[2::4] + pages(folder, FREE))
 
 
 def save(file: Path, samples: list[dict]) -> None:

@@ -48,7 +48,7 @@ CONFIG = {
     "mm_vision_select_layer": -1,
     "mm_vision_select_feature": "patch",
     "vis_token_granularity": [1, 4, 25, 50, 100],
-    "filtered_text_num": 16,
+    "filtered_text_num": 32,
     "router_select": False,
     "torch_dtype": "float32",
     "vision_config": {

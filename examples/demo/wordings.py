@@ -7,9 +7,11 @@ from random import Random
 
 import yaml
 from palette import NAMES as COLORS
+from words import common_words
 
 LEARN, TRIAL, TEST = "learn", "trial", "test"
 PATTERNS = "patterns"  # what is learned, and more of patterns.yaml
+FREELY = "freely"  # still more, of freely.yaml too, and with words that change nothing
 SHAPE_NAMES = ("circle", "rectangle", "triangle")
 EMPTY = "I see no shape or text that I know."
 OUTSIDE = "I only know shapes, colours and short texts."
@@ -27,12 +29,13 @@ def asked_in(name: str) -> dict:
 
 def some_wording(rng: Random, kind: str, part: str) -> str:
     """A way to ask a kind of question, of one part."""
-    if part != PATTERNS:
+    if part not in (PATTERNS, FREELY):
         return rng.choice(kinds()[kind][part])
-    if rng.random() < 0.35:
+    if rng.random() < (0.35 if part == PATTERNS else 0.2):
         return rng.choice(kinds()[kind][LEARN])
+    freely = part == FREELY and kind in asked_in("freely.yaml") and rng.random() < 0.6
     while True:
-        wording = expanded(rng, rng.choice(asked_in("patterns.yaml")[kind]))
+        wording = expanded(rng, rng.choice(asked_in("freely.yaml" if freely else "patterns.yaml")[kind]))
         if bare(wording) not in held_out():
             return wording
 
@@ -50,7 +53,7 @@ def kinds() -> dict:
 
 def expanded(rng: Random, pattern: str) -> str:
     """One of the wordings that a pattern stands for."""
-    phrases = asked_in("patterns.yaml")["phrases"]
+    phrases = asked_in("patterns.yaml")["phrases"] | asked_in("freely.yaml")["phrases"]
     while found := re.search(r"<(\w+)>|\[([^\[\]<>]*)\]", pattern):
         name, choices = found.groups()
         if name:
@@ -77,7 +80,7 @@ def held_out() -> set[str]:
 def nouns(part: str) -> list[str]:
     """What a question outside the demo's world may be about."""
     named = asked_in("outside.yaml")["nouns"]
-    if part != PATTERNS:
+    if part not in (PATTERNS, FREELY):
         return named[part]
     more = asked_in("patterns.yaml")["nouns"]
     return [noun for noun in named[LEARN] + more if noun not in named[TRIAL] + named[TEST]]
@@ -108,14 +111,38 @@ def _varied(rng: Random, question: str, part: str) -> str:
         question = question.replace("color", "colour")
     if rng.random() < 0.3:
         question = re.sub(r"^(what|who|where) is\b", r"\1's", question, flags=re.IGNORECASE)
-    if rng.random() < 0.12:
+    if rng.random() < (0.25 if part == FREELY else 0.12):
         polite = some_wording(rng, "politeness", part)
         question = polite + question[0].lower() + question[1:]
     if question[-1] in "?." and rng.random() < 0.35:
         question = question[:-1] + rng.choice(["", "", "?", ".", "!", " ?"])
     if part in (TRIAL, TEST) and rng.random() < 0.15:
         question = rng.choice([str.upper, str.lower])(question)
-    return question
+    return with_aside(rng, question) if part == FREELY and rng.random() < 0.4 else question
+
+
+def with_aside(rng: Random, question: str) -> str:
+    """A question with words that change nothing: an aside at its end or anywhere, or a word that no question has."""
+    asked, mark = re.fullmatch(r"(.*?)( ?[?.!]?)", question).groups()
+    words = asked.split(" ")
+    if rng.random() < 0.3:
+        words.insert(rng.randint(0, len(words)), rng.choice(strays()))
+    else:
+        at_end = rng.random() < 0.6
+        place = len(words) if at_end else rng.randint(0, len(words))
+        words.insert(place, rng.choice(asked_in("freely.yaml")["asides"]))
+        if at_end and rng.random() < 0.4:
+            words[-2] += ","
+    return " ".join(words) + mark
+
+
+@cache
+def strays() -> list[str]:
+    """Common words that no question that is learned has."""
+    said = set(question_words())
+    for file in ("patterns.yaml", "freely.yaml"):
+        said |= set(re.findall("[a-z]+", (Path(__file__).parent / file).read_text()))
+    return [word for word in common_words() if word not in said]
 
 
 def question_words() -> list[str]:
