@@ -18,9 +18,11 @@ from conftest import ROOT
 from pictures import Thing
 from PIL import Image
 
+from avg_mlx import load
 from avg_mlx.cli.train import instruct_parser, router_parser
 from avg_mlx.config import Config
 from avg_mlx.inputs.image import make_crops
+from avg_mlx.model.inventory import tensors_of
 
 RECIPE = ROOT / "examples" / "demo"  # on the path: pyproject.toml
 SIDE = start.CROP
@@ -152,6 +154,22 @@ def test_random_weights_depend_on_their_names_alone():
     assert math.isclose(mx.var(start.initial("projector.x.weight", mx.zeros((64, 64)))).item(), 1 / 64, rel_tol=0.2)
 
 
+def test_a_new_router_weighs_the_places_of_words_alike_and_changes_nothing_else(tmp_path):
+    start.write_model(tmp_path / "start")
+    start.write_wider(tmp_path / "start", tmp_path / "wider")
+    start.write_router(tmp_path / "wider", tmp_path / "begun")
+    (first, _), (before, _), (model, _) = (load(tmp_path / folder) for folder in ("start", "wider", "begun"))
+    assert set(before.config.grid_pinpoints) - set(first.config.grid_pinpoints) == {(start.CROP, 3 * start.CROP)}
+    assert model.config.has_router
+    assert not before.config.has_router
+    places, words = mx.split(model.router.voter[:, 0], [model.config.voter_size - model.config.filtered_text_num])
+    assert mx.all(words == 1)
+    assert 0.7 < mx.std(places) < 1.3
+    rest = {name: array for name, array in tensors_of(model).items() if not name.startswith("router.")}
+    assert rest.keys() == tensors_of(before).keys()
+    assert all(mx.array_equal(array, rest[name]) for name, array in tensors_of(before).items())
+
+
 def test_heads_begin_by_looking_at_neighbours():
     side, D, width = 10, 128, 32
     x = beginning.places(mx.zeros((side**2 + 1, D)))[1:]
@@ -165,7 +183,7 @@ def test_heads_begin_by_looking_at_neighbours():
             assert divmod(seen[head, row * side + column].item(), side) == (row + down, column + right)
 
 
-@pytest.mark.parametrize("name", ["instruct", "together", "longer", "wide", "router"])
+@pytest.mark.parametrize("name", ["instruct", "together", "longer", "wide", "free", "router"])
 def test_the_options_are_those_of_the_command(name):
     parser = router_parser("p") if name == "router" else instruct_parser("p")
     file = RECIPE / f"{name}.yaml"

@@ -183,6 +183,7 @@ def build(folder: Path) -> None:
     test = Exam(folder, "test", TEST, TEST_PHOTOS, TEST_PAINTS, HELD_OUT)
     trial = Exam(folder, "validation", TRIAL, TRAIN_PHOTOS, PAINTS, LEARNED)
     write_lines(folder / "validation.jsonl", list(trial.questions({name: n // 5 for name, n in COUNTS.items()})))
+    write_lines(folder / "validation_twofold.jsonl", list(trial.twofold(100)))
     write_lines(folder / "test_twofold.jsonl", list(test.twofold(300)))
     write_lines(folder / "test_easy_vqa.jsonl", list(easy_vqa_questions(folder)))
     write_lines(folder / "test.jsonl", list(test.questions(COUNTS)))

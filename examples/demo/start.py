@@ -1,10 +1,11 @@
 """The demo model before training: its sizes, its tokenizer, and random weights.
 
-    python examples/demo/start.py build/demo/start
+    python examples/demo/start.py all build/demo/start
 
-Before its last book it gets one more way to divide pictures:
+Before its last books it gets one more way to divide pictures, and after them a router:
 
-    python examples/demo/start.py build/demo/finished build/demo/wider
+    python examples/demo/start.py wider build/demo/longer build/demo/wider
+    python examples/demo/start.py router build/demo/finished build/demo/begun
 """
 
 import json
@@ -20,9 +21,12 @@ from mlx.utils import tree_map_with_path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from wordings import ANSWER_WORDS, question_words
 
+from avg_mlx import load
 from avg_mlx.config import Config
 from avg_mlx.model.avg_llava import Model
 from avg_mlx.model.inventory import tensors_of
+from avg_mlx.training.rglf import initialize
+from avg_mlx.weights.adapters import add_router
 
 SEED = 0
 CROP = 120  # pixels
@@ -128,12 +132,32 @@ def write_model(folder: Path) -> None:
 
 def write_wider(folder: Path, wider: Path) -> None:
     """The same model, which divides pictures three times as wide as they are high into three crops."""
-    partial = wider.with_name(f"{wider.name}.partial")
+    pinpoints = json.loads((folder / "config.json").read_text())["image_grid_pinpoints"]
+    write_changed(folder, wider, {"image_grid_pinpoints": [*pinpoints, [3 * CROP, CROP]]})
+
+
+def write_router(folder: Path, begun: Path) -> None:
+    """The same model with an untrained router. Its weights are drawn as the authors do, but for the voter's of words.
+
+    These begin alike: a word may stand at any place of the filter, and would count for or against by chance.
+    """
+    model, _ = load(folder)
+    mx.random.seed(SEED)
+    add_router(model)
+    initialize(model.router)
+    model.router.voter[model.config.voter_size - model.config.filtered_text_num :] = 1
+    write_changed(folder, begun, {"router_select": True}, tensors_of(model))
+
+
+def write_changed(folder: Path, other: Path, config: dict, tensors: dict[str, mx.array] | None = None) -> None:
+    """A copy of a model's folder in which some keys of its config, or its weights, are others."""
+    partial = other.with_name(f"{other.name}.partial")
     shutil.copytree(folder, partial, dirs_exist_ok=True)
-    config = json.loads((folder / "config.json").read_text())
-    config["image_grid_pinpoints"] += [[3 * CROP, CROP]]
-    (partial / "config.json").write_text(json.dumps(config, indent=2))
-    partial.rename(wider)
+    if tensors:
+        mx.save_safetensors(str(partial / "model.safetensors"), tensors, metadata={"format": "mlx"})
+    keys = json.loads((folder / "config.json").read_text())
+    (partial / "config.json").write_text(json.dumps(keys | config, indent=2))
+    partial.rename(other)
 
 
 def initial(name: str, array: mx.array) -> mx.array:
@@ -155,5 +179,5 @@ def initial(name: str, array: mx.array) -> mx.array:
 
 
 if __name__ == "__main__":
-    folders = list(map(Path, sys.argv[1:]))
-    write_model(*folders) if len(folders) == 1 else write_wider(*folders)
+    write = {"all": write_model, "wider": write_wider, "router": write_router}[sys.argv[1]]
+    write(*map(Path, sys.argv[2:]))
