@@ -74,7 +74,7 @@ def test_no_wording_of_the_tests_is_learned_or_tried():
 @pytest.mark.parametrize("kind", QUESTIONS)
 def test_patterns_say_what_they_are_for_and_no_wording_of_the_tests(kind):
     rng = Random(kind)
-    for pattern in asked_in("patterns.yaml")[kind] + asked_in("freely.yaml").get(kind, []):
+    for pattern in asked_in("patterns.yaml")[kind] + asked_in("more_patterns.yaml").get(kind, []):
         for _ in range(200):
             wording = expanded(rng, pattern)
             assert not set("[]<>|") & set(wording), pattern
@@ -144,7 +144,7 @@ def judge(question, shapes, texts):
     """The answer to a question, found again from its words; None where it cannot be."""
     asked = re.sub("^(yes|no), |, is (there|it) not|yes or no|i'm not sure|if you do not mind", "", question.lower())
     asked = f" {bare(asked)} "
-    for aside in sorted(asked_in("freely.yaml")["asides"], key=len, reverse=True):
+    for aside in sorted(asked_in("more_patterns.yaml")["asides"], key=len, reverse=True):
         asked = asked.replace(f" {bare(aside)} ", " ")
     inks = [color for color in palette.NAMES if f" {color} " in asked]
     sorts = [shape for shape in SHAPES if re.search(rf" {shape}s? ", asked)]

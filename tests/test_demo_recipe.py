@@ -157,8 +157,8 @@ def test_random_weights_depend_on_their_names_alone():
 def test_a_new_router_weighs_the_places_of_words_alike_and_changes_nothing_else(tmp_path):
     start.write_model(tmp_path / "start")
     start.write_wider(tmp_path / "start", tmp_path / "wider")
-    start.write_router(tmp_path / "wider", tmp_path / "begun")
-    (first, _), (before, _), (model, _) = (load(tmp_path / folder) for folder in ("start", "wider", "begun"))
+    start.write_router(tmp_path / "wider", tmp_path / "with_router")
+    (first, _), (before, _), (model, _) = (load(tmp_path / folder) for folder in ("start", "wider", "with_router"))
     assert set(before.config.grid_pinpoints) - set(first.config.grid_pinpoints) == {(start.CROP, 3 * start.CROP)}
     assert model.config.has_router
     assert not before.config.has_router

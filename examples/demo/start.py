@@ -1,16 +1,15 @@
 """The demo model before training: its sizes, its tokenizer, and random weights.
 
-    python examples/demo/start.py all build/demo/start
+    python examples/demo/start.py model build/demo/start
 
 Before its last books it gets one more way to divide pictures, and after them a router:
 
     python examples/demo/start.py wider build/demo/longer build/demo/wider
-    python examples/demo/start.py router build/demo/finished build/demo/begun
+    python examples/demo/start.py router build/demo/finished build/demo/with_router
 """
 
 import json
 import math
-import shutil
 import sys
 import zlib
 from pathlib import Path
@@ -27,6 +26,7 @@ from avg_mlx.model.avg_llava import Model
 from avg_mlx.model.inventory import tensors_of
 from avg_mlx.training.rglf import initialize
 from avg_mlx.weights.adapters import add_router
+from avg_mlx.weights.writing import write_folder
 
 SEED = 0
 CROP = 120  # pixels
@@ -132,11 +132,11 @@ def write_model(folder: Path) -> None:
 
 def write_wider(folder: Path, wider: Path) -> None:
     """The same model, which divides pictures three times as wide as they are high into three crops."""
-    pinpoints = json.loads((folder / "config.json").read_text())["image_grid_pinpoints"]
-    write_changed(folder, wider, {"image_grid_pinpoints": [*pinpoints, [3 * CROP, CROP]]})
+    pinpoints = [*CONFIG["image_grid_pinpoints"], [3 * CROP, CROP]]
+    write_changed(folder, wider, load(folder)[0], {"image_grid_pinpoints": pinpoints})
 
 
-def write_router(folder: Path, begun: Path) -> None:
+def write_router(folder: Path, routed: Path) -> None:
     """The same model with an untrained router. Its weights are drawn as the authors do, but for the voter's of words.
 
     These begin alike: a word may stand at any place of the filter, and would count for or against by chance.
@@ -146,18 +146,15 @@ def write_router(folder: Path, begun: Path) -> None:
     add_router(model)
     initialize(model.router)
     model.router.voter[model.config.voter_size - model.config.filtered_text_num :] = 1
-    write_changed(folder, begun, {"router_select": True}, tensors_of(model))
+    write_changed(folder, routed, model, {"router_select": True})
 
 
-def write_changed(folder: Path, other: Path, config: dict, tensors: dict[str, mx.array] | None = None) -> None:
-    """A copy of a model's folder in which some keys of its config, or its weights, are others."""
-    partial = other.with_name(f"{other.name}.partial")
-    shutil.copytree(folder, partial, dirs_exist_ok=True)
-    if tensors:
-        mx.save_safetensors(str(partial / "model.safetensors"), tensors, metadata={"format": "mlx"})
-    keys = json.loads((folder / "config.json").read_text())
-    (partial / "config.json").write_text(json.dumps(keys | config, indent=2))
-    partial.rename(other)
+def write_changed(folder: Path, other: Path, model: Model, changes: dict) -> None:
+    """Another folder for a model that was loaded from `folder` and changed, as its config is."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    files = {"config.json": config, **{name: folder / name for name in ("tokenizer.json", "tokenizer_config.json")}}
+    tensors = tensors_of(model)
+    write_folder(other, files, tensors.items(), {name: array.nbytes for name, array in tensors.items()})
 
 
 def initial(name: str, array: mx.array) -> mx.array:
@@ -179,5 +176,5 @@ def initial(name: str, array: mx.array) -> mx.array:
 
 
 if __name__ == "__main__":
-    write = {"all": write_model, "wider": write_wider, "router": write_router}[sys.argv[1]]
+    write = {"model": write_model, "wider": write_wider, "router": write_router}[sys.argv[1]]
     write(*map(Path, sys.argv[2:]))

@@ -11,7 +11,7 @@ from words import common_words
 
 LEARN, TRIAL, TEST = "learn", "trial", "test"
 PATTERNS = "patterns"  # what is learned, and more of patterns.yaml
-FREELY = "freely"  # still more, of freely.yaml too, and with words that change nothing
+FREELY = "freely"  # more again, of more_patterns.yaml, and words that change nothing
 SHAPE_NAMES = ("circle", "rectangle", "triangle")
 EMPTY = "I see no shape or text that I know."
 OUTSIDE = "I only know shapes, colours and short texts."
@@ -33,9 +33,9 @@ def some_wording(rng: Random, kind: str, part: str) -> str:
         return rng.choice(kinds()[kind][part])
     if rng.random() < (0.35 if part == PATTERNS else 0.2):
         return rng.choice(kinds()[kind][LEARN])
-    freely = part == FREELY and kind in asked_in("freely.yaml") and rng.random() < 0.6
+    freely = part == FREELY and kind in asked_in("more_patterns.yaml") and rng.random() < 0.6
     while True:
-        wording = expanded(rng, rng.choice(asked_in("freely.yaml" if freely else "patterns.yaml")[kind]))
+        wording = expanded(rng, rng.choice(asked_in("more_patterns.yaml" if freely else "patterns.yaml")[kind]))
         if bare(wording) not in held_out():
             return wording
 
@@ -53,7 +53,7 @@ def kinds() -> dict:
 
 def expanded(rng: Random, pattern: str) -> str:
     """One of the wordings that a pattern stands for."""
-    phrases = asked_in("patterns.yaml")["phrases"] | asked_in("freely.yaml")["phrases"]
+    phrases = asked_in("patterns.yaml")["phrases"] | asked_in("more_patterns.yaml")["phrases"]
     while found := re.search(r"<(\w+)>|\[([^\[\]<>]*)\]", pattern):
         name, choices = found.groups()
         if name:
@@ -130,7 +130,7 @@ def with_aside(rng: Random, question: str) -> str:
     else:
         at_end = rng.random() < 0.6
         place = len(words) if at_end else rng.randint(0, len(words))
-        words.insert(place, rng.choice(asked_in("freely.yaml")["asides"]))
+        words.insert(place, rng.choice(asked_in("more_patterns.yaml")["asides"]))
         if at_end and rng.random() < 0.4:
             words[-2] += ","
     return " ".join(words) + mark
@@ -138,9 +138,9 @@ def with_aside(rng: Random, question: str) -> str:
 
 @cache
 def strays() -> list[str]:
-    """Common words that no question that is learned has."""
+    """Common words that stand nowhere in the pattern files, nor in another question that is learned."""
     said = set(question_words())
-    for file in ("patterns.yaml", "freely.yaml"):
+    for file in ("patterns.yaml", "more_patterns.yaml"):
         said |= set(re.findall("[a-z]+", (Path(__file__).parent / file).read_text()))
     return [word for word in common_words() if word not in said]
 

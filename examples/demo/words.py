@@ -63,9 +63,9 @@ def common_words() -> list[str]:
     return [w for w in words if w.isascii() and w.isalpha() and 2 <= len(w) <= LONGEST and w not in HELD_OUT]
 
 
-def some_longer_text(rng: Random, often: float = 0.35) -> str:
-    """A text to learn from, more often a real word, and so often the longer one of two."""
-    return max((_word_or_number(rng) for _ in range(2 if rng.random() < often else 1)), key=len)
+def some_longer_text(rng: Random, longer: float = 0.35) -> str:
+    """A text to learn from, more often a real word; in a share of the cases, `longer`, it is the longer one of two."""
+    return max((_word_or_number(rng) for _ in range(2 if rng.random() < longer else 1)), key=len)
 
 
 def _word_or_number(rng: Random) -> str:
