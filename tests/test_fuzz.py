@@ -17,6 +17,7 @@ from avg_mlx import InputError
 
 SEED = 1  # other inputs than the report's
 SHARE = 50  # one in so many
+MEMORY = 256 << 20  # bytes: on a busy machine, touching gigabytes takes longer than an input may
 
 
 @pytest.mark.parametrize("border", BORDERS, ids=lambda border: border.__name__)
@@ -64,7 +65,7 @@ def hanging(folder):
 
 def swelling(folder):
     def attempt(random):
-        _ = b"a" * (5 << 29)
+        _ = b"a" * (2 * MEMORY)
 
     return attempt
 
@@ -125,6 +126,6 @@ def writing_inside(folder):
     ],
 )
 def test_the_watch_sees(border, end):
-    outcome = run(border, SEED, range(2), workers=1)
+    outcome = run(border, SEED, range(2), workers=1, memory=MEMORY)
     assert outcome.ends == {end: 2}  # a worker that is lost is replaced
     assert len(outcome.findings) == (0 if end == ANSWERED else 2)

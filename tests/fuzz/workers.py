@@ -38,10 +38,10 @@ class Outcome:
     findings: list[str] = field(default_factory=list)
 
 
-def run(border: Border, seed: int, numbers: Iterable[int], workers: int = 2) -> Outcome:
-    """Give the inputs with these numbers to a border in as many processes."""
+def run(border: Border, seed: int, numbers: Iterable[int], workers: int = 2, memory: int = MEMORY) -> Outcome:
+    """Give the inputs with these numbers to a border in as many processes; an input may take that many bytes."""
     outcome, left = Outcome(), iter(numbers)
-    crew = [Worker(border, seed) for _ in range(workers)]
+    crew = [Worker(border, seed, memory) for _ in range(workers)]
     try:
         busy = {worker.pipe: worker for worker in crew if worker.begin(left)}
         while busy:
@@ -64,15 +64,15 @@ def run(border: Border, seed: int, numbers: Iterable[int], workers: int = 2) -> 
 class Worker:
     """A process that takes one input after another; it is replaced when it is lost."""
 
-    def __init__(self, border: Border, seed: int):
-        self.border, self.seed, self.number = border, seed, -1
+    def __init__(self, border: Border, seed: int, memory: int):
+        self.border, self.seed, self.memory, self.number = border, seed, memory, -1
         self.process: Any = None
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, self.border, self.seed), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, self.border, self.seed, self.memory), daemon=True)
         self.process.start()
         theirs.close()
         self.deadline = None
@@ -126,7 +126,7 @@ def _now() -> float:
     return os.times().elapsed
 
 
-def _work(pipe: Connection, border: Border, seed: int) -> None:
+def _work(pipe: Connection, border: Border, seed: int, memory: int) -> None:
     """Take numbers from the pipe, and tell how their inputs end."""
     with tempfile.TemporaryDirectory(prefix="avg-mlx-fuzz-") as home:
         folder = Path(home).resolve()
@@ -153,11 +153,11 @@ def _work(pipe: Connection, border: Border, seed: int) -> None:
             grown = _peak_memory() - held
             if watch.seen:
                 end, finding = "escaped", ", ".join(watch.seen)
-            elif grown > MEMORY:
+            elif grown > memory:
                 end, finding = "swelled", f"{grown / 1e9:.1f} GB"
             elif finding and end == REFUSED:
                 end = "told badly"
-            pipe.send((end, finding, grown > MEMORY))
+            pipe.send((end, finding, grown > memory))
 
 
 def _badly_told(message: str) -> str:
