@@ -170,6 +170,22 @@ def test_a_new_router_weighs_the_places_of_words_alike_and_changes_nothing_else(
     assert all(mx.array_equal(array, rest[name]) for name, array in tensors_of(before).items())
 
 
+def test_more_words_are_tokens_and_nothing_else_changes(tmp_path):
+    start.write_model(tmp_path / "start")
+    start.write_worded(tmp_path / "start", tmp_path / "worded")
+    (before, old), (after, new) = (load(tmp_path / folder) for folder in ("start", "worded"))
+    question = "USER:_indicate_the_shape_that_is_colored_red. ASSISTANT: 408"
+    spelled, whole = (tokenizer.encode(question, add_special_tokens=False) for tokenizer in (old, new))
+    assert len(whole) < len(spelled) - len("colored")
+    assert old.decode(spelled) == new.decode(whole) == question
+    a, b = tensors_of(before), tensors_of(after)
+    name = "language_model.model.embed_tokens.weight"
+    assert after.config.vocab_size == len(b[name]) > len(a[name]) + 1000
+    assert mx.array_equal(b[name][: len(a[name])], a[name])
+    assert a.keys() == b.keys()
+    assert all(mx.array_equal(a[other], b[other]) for other in a if other != name)
+
+
 def test_heads_begin_by_looking_at_neighbours():
     side, D, width = 10, 128, 32
     x = beginning.places(mx.zeros((side**2 + 1, D)))[1:]
@@ -183,7 +199,7 @@ def test_heads_begin_by_looking_at_neighbours():
             assert divmod(seen[head, row * side + column].item(), side) == (row + down, column + right)
 
 
-@pytest.mark.parametrize("name", ["instruct", "together", "longer", "wide", "free", "router"])
+@pytest.mark.parametrize("name", ["instruct", "together", "longer", "wide", "free", "many", "router"])
 def test_the_options_are_those_of_the_command(name):
     parser = router_parser("p") if name == "router" else instruct_parser("p")
     file = RECIPE / f"{name}.yaml"

@@ -2,8 +2,8 @@
 
     python examples/demo/book.py build/demo
 
-writes mix.json, late.json, last.json, wide.json and free.json for the language model, router.json for the router, and
-their pictures.
+writes mix.json, late.json, last.json, wide.json, free.json and many.json for the language model, router.json for the
+router, and their pictures.
 """
 
 import json
@@ -19,7 +19,7 @@ from easy_vqa_data import easy_vqa, easy_vqa_image
 from pictures import OTHER_FONTS, SHAPES, TESTED_FONTS, Scene, draw_scene, font_of, some_size
 from PIL import Image
 from questions import Asker, Pair
-from wordings import FREELY, LEARN, PATTERNS
+from wordings import ANYHOW, FREELY, LEARN, PATTERNS
 from words import some_longer_text, some_text
 
 SEED = 0
@@ -44,6 +44,7 @@ class Book(NamedTuple):
     part: str = LEARN  # of the wordings
     longer: float = 0.35  # how often, in a wide book, the longer one of two texts is taken
     crowds: tuple[int, ...] = (1, 1, 1, 2, 2, 3)  # shapes on a page that has any
+    outside: float = 0.25  # how often something outside the demo's world is asked for
 
 
 MIX = Book("mix", 60_000, 0.38, 0.2, 0.35)
@@ -51,6 +52,7 @@ LATE = Book("late", 40_000, 0.6, 0.25, 0.08, talk=0.5)  # reading takes longer t
 LAST = Book("last", 44_000, 0.45, 0.33, 0.15, talk=0.5, describe=0.6, fonts=THIN)
 WIDE = Book("wide", 48_000, 0.42, 0.25, 0.2, talk=0.6, describe=0.5, wide=True, part=PATTERNS)
 FREE = WIDE._replace(name="free", pages=60_000, part=FREELY, longer=0.6, crowds=(1, 1, 2, 2, 3, 3))
+MANY = FREE._replace(name="many", part=ANYHOW, talk=0.9, outside=0.45, longer=0.75)
 # What a picture shows must not tell what will be asked.
 ROUTER = MIX._replace(name="router", pages=4_000, text=0.15, both=0.6, shapes=0.2, wide=True, part=FREELY)
 
@@ -88,7 +90,7 @@ def roomy_scene(book: Book, rng: Random) -> Scene:
 def learning_pairs(scene: Scene, rng: Random, book: Book = MIX) -> list[Pair]:
     """A conversation, in any order."""
     talk = book.talk
-    often = {"describe": book.describe, "outside": 0.25, "text present": 0.12}
+    often = {"describe": book.describe, "outside": book.outside, "text present": 0.12}
     if scene.shapes:
         often |= {kind: share * talk for kind, share in ABOUT_SHAPES.items()} | {"read": 0.08, "text color": 0.04}
     if scene.texts:
@@ -176,6 +178,7 @@ def build(folder: Path) -> None:
     save(folder / "last.json", easy[1::2] + pages(folder, LAST))
     save(folder / "wide.json", easy[::4] + pages(folder, WIDE))
     save(folder / "free.json", easy[2::4] + pages(folder, FREE))
+    save(folder / "many.json", easy[3::4] + pages(folder, MANY))
 
 
 def save(file: Path, samples: list[dict]) -> None:

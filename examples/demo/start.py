@@ -2,14 +2,16 @@
 
     python examples/demo/start.py model build/demo/start
 
-Before its last books it gets one more way to divide pictures, and after them a router:
+Between its books it gets one more way to divide pictures, and tokens for more words, and after them a router:
 
     python examples/demo/start.py wider build/demo/longer build/demo/wider
+    python examples/demo/start.py worded build/demo/freed build/demo/worded
     python examples/demo/start.py router build/demo/finished build/demo/with_router
 """
 
 import json
 import math
+import re
 import sys
 import zlib
 from pathlib import Path
@@ -18,7 +20,7 @@ import beginning
 import mlx.core as mx
 from mlx.utils import tree_map_with_path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from wordings import ANSWER_WORDS, question_words
+from wordings import ANSWER_WORDS, pattern_words, question_words
 
 from avg_mlx import load
 from avg_mlx.config import Config
@@ -136,6 +138,23 @@ def write_wider(folder: Path, wider: Path) -> None:
     write_changed(folder, wider, load(folder)[0], {"image_grid_pinpoints": pinpoints})
 
 
+def write_worded(folder: Path, worded: Path) -> None:
+    """The same model with a token for each word of the patterns, most of which it had to spell.
+
+    A new word begins near the average of those known: it says that something is asked, and little more.
+    """
+    model, _ = load(folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    pieces = tokenizer["model"]["vocab"]
+    embedding = model.language_model.model.embed_tokens
+    known = embedding.weight[mx.array([number for piece, number in pieces.items() if re.fullmatch("_[a-z]+", piece)])]
+    new = [f"_{word}" for word in pattern_words() if f"_{word}" not in pieces]
+    pieces |= {piece: len(pieces) + n for n, piece in enumerate(new)}
+    noise = mx.random.normal((len(new), known.shape[1]), key=mx.random.key(SEED)) * mx.std(known, axis=0) / 2
+    embedding.weight = mx.concatenate([embedding.weight, mx.mean(known, axis=0) + noise])
+    write_changed(folder, worded, model, {"vocab_size": len(pieces)}, tokenizer)
+
+
 def write_router(folder: Path, routed: Path) -> None:
     """The same model with an untrained router. Its weights are drawn as the authors do, but for the voter's of words.
 
@@ -149,10 +168,12 @@ def write_router(folder: Path, routed: Path) -> None:
     write_changed(folder, routed, model, {"router_select": True})
 
 
-def write_changed(folder: Path, other: Path, model: Model, changes: dict) -> None:
-    """Another folder for a model that was loaded from `folder` and changed, as its config is."""
+def write_changed(folder: Path, other: Path, model: Model, changes: dict, tokenizer: dict | None = None) -> None:
+    """Another folder for a model that was loaded from `folder` and changed, and its config and tokenizer with it."""
     config = json.loads((folder / "config.json").read_text()) | changes
     files = {"config.json": config, **{name: folder / name for name in ("tokenizer.json", "tokenizer_config.json")}}
+    if tokenizer:
+        files["tokenizer.json"] = tokenizer
     tensors = tensors_of(model)
     write_folder(other, files, tensors.items(), {name: array.nbytes for name, array in tensors.items()})
 
@@ -176,5 +197,6 @@ def initial(name: str, array: mx.array) -> mx.array:
 
 
 if __name__ == "__main__":
-    write = {"model": write_model, "wider": write_wider, "router": write_router}[sys.argv[1]]
+    steps = {"model": write_model, "wider": write_wider, "worded": write_worded, "router": write_router}
+    write = steps[sys.argv[1]]
     write(*map(Path, sys.argv[2:]))

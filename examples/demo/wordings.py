@@ -1,6 +1,7 @@
 """How things are asked: the wordings that are learned, those of the validation set, and those of the tests."""
 
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -12,6 +13,8 @@ from words import common_words
 LEARN, TRIAL, TEST = "learn", "trial", "test"
 PATTERNS = "patterns"  # what is learned, and more of patterns.yaml
 FREELY = "freely"  # more again, of more_patterns.yaml, and words that change nothing
+ANYHOW = "anyhow"  # most of it from many_patterns.yaml, the rest as before
+PATTERNED = (PATTERNS, FREELY, ANYHOW)
 SHAPE_NAMES = ("circle", "rectangle", "triangle")
 EMPTY = "I see no shape or text that I know."
 OUTSIDE = "I only know shapes, colours and short texts."
@@ -29,15 +32,24 @@ def asked_in(name: str) -> dict:
 
 def some_wording(rng: Random, kind: str, part: str) -> str:
     """A way to ask a kind of question, of one part."""
-    if part not in (PATTERNS, FREELY):
+    if part not in PATTERNED:
         return rng.choice(kinds()[kind][part])
-    if rng.random() < (0.35 if part == PATTERNS else 0.2):
-        return rng.choice(kinds()[kind][LEARN])
-    freely = part == FREELY and kind in asked_in("more_patterns.yaml") and rng.random() < 0.6
-    while True:
-        wording = expanded(rng, rng.choice(asked_in("more_patterns.yaml" if freely else "patterns.yaml")[kind]))
+    file = _some_file(rng, kind, part)
+    while file:
+        wording = expanded(rng, rng.choice(asked_in(file)[kind]))
         if bare(wording) not in held_out():
             return wording
+    return rng.choice(kinds()[kind][LEARN])
+
+
+def _some_file(rng: Random, kind: str, part: str) -> str | None:
+    """The file of patterns that a wording is taken from, if it is not one of wordings.yaml or outside.yaml."""
+    if part == ANYHOW and rng.random() < 0.75:
+        return "many_patterns.yaml"
+    if rng.random() < (0.35 if part == PATTERNS else 0.2):
+        return None
+    freely = part != PATTERNS and kind in asked_in("more_patterns.yaml") and rng.random() < 0.6
+    return "more_patterns.yaml" if freely else "patterns.yaml"
 
 
 @cache
@@ -80,9 +92,9 @@ def held_out() -> set[str]:
 def nouns(part: str) -> list[str]:
     """What a question outside the demo's world may be about."""
     named = asked_in("outside.yaml")["nouns"]
-    if part not in (PATTERNS, FREELY):
+    if part not in PATTERNED:
         return named[part]
-    more = asked_in("patterns.yaml")["nouns"]
+    more = asked_in("patterns.yaml")["nouns"] + (asked_in("many_patterns.yaml")["nouns"] if part == ANYHOW else [])
     return [noun for noun in named[LEARN] + more if noun not in named[TRIAL] + named[TEST]]
 
 
@@ -111,14 +123,16 @@ def _varied(rng: Random, question: str, part: str) -> str:
         question = question.replace("color", "colour")
     if rng.random() < 0.3:
         question = re.sub(r"^(what|who|where) is\b", r"\1's", question, flags=re.IGNORECASE)
-    if rng.random() < (0.25 if part == FREELY else 0.12):
+    if rng.random() < (0.25 if part in (FREELY, ANYHOW) else 0.12):
         polite = some_wording(rng, "politeness", part)
         question = polite + question[0].lower() + question[1:]
     if question[-1] in "?." and rng.random() < 0.35:
         question = question[:-1] + rng.choice(["", "", "?", ".", "!", " ?"])
     if part in (TRIAL, TEST) and rng.random() < 0.15:
         question = rng.choice([str.upper, str.lower])(question)
-    return with_aside(rng, question) if part == FREELY and rng.random() < 0.4 else question
+    if part == FREELY and rng.random() < 0.4:
+        return with_aside(rng, question)
+    return followed(rng, question) if part == ANYHOW and rng.random() < 0.15 else question
 
 
 def with_aside(rng: Random, question: str) -> str:
@@ -136,6 +150,15 @@ def with_aside(rng: Random, question: str) -> str:
     return " ".join(words) + mark
 
 
+def followed(rng: Random, question: str) -> str:
+    """A question, and something that is said after it."""
+    after = rng.choice(asked_in("many_patterns.yaml")["after"])
+    if after[0] != ",":
+        return question + after
+    asked, mark = re.fullmatch(r"(.*?)( ?[?.!]?)", question).groups()
+    return asked + after + mark
+
+
 @cache
 def strays() -> list[str]:
     """Common words that stand nowhere in the pattern files, nor in another question that is learned."""
@@ -143,6 +166,19 @@ def strays() -> list[str]:
     for file in ("patterns.yaml", "more_patterns.yaml"):
         said |= set(re.findall("[a-z]+", (Path(__file__).parent / file).read_text()))
     return [word for word in common_words() if word not in said]
+
+
+@cache
+def pattern_words() -> list[str]:
+    """The words that the patterns say at least twice, in lower case."""
+    said: Counter[str] = Counter()
+    for file in ("patterns.yaml", "more_patterns.yaml", "many_patterns.yaml"):
+        for kind, patterns in asked_in(file).items():
+            if kind != "nouns":
+                texts = patterns.values() if kind == "phrases" else patterns
+                said.update(re.findall("[a-z]+", re.sub(r"\{\w+\}|<\w+>", " ", str([*texts])).lower()))
+    words = {word for word, times in said.items() if times > 1}
+    return sorted(words | {word.replace("color", "colour") for word in words})
 
 
 def question_words() -> list[str]:
