@@ -54,7 +54,7 @@ WIDE = Book("wide", 48_000, 0.42, 0.25, 0.2, talk=0.6, describe=0.5, wide=True, 
 FREE = WIDE._replace(name="free", pages=60_000, part=FREELY, longer=0.6, crowds=(1, 1, 2, 2, 3, 3))
 MANY = FREE._replace(name="many", part=ANYHOW, talk=0.9, outside=0.45, longer=0.75)
 # What a picture shows must not tell what will be asked.
-ROUTER = MIX._replace(name="router", pages=4_000, text=0.15, both=0.6, shapes=0.2, wide=True, part=FREELY)
+ROUTER = MIX._replace(name="router", pages=4_000, text=0.15, both=0.6, shapes=0.2, wide=True, part=ANYHOW)
 
 
 ABOUT_SHAPES = {"shape": 0.7, "color": 0.7, "present": 1.0, "is": 0.6, "count": 0.5}
