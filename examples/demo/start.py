@@ -153,6 +153,7 @@ def write_worded(folder: Path, worded: Path) -> None:
     noise = mx.random.normal((len(new), known.shape[1]), key=mx.random.key(SEED)) * mx.std(known, axis=0) / 2
     embedding.weight = mx.concatenate([embedding.weight, mx.mean(known, axis=0) + noise])
     write_changed(folder, worded, model, {"vocab_size": len(pieces)}, tokenizer)
+    print(f"{len(new)} more words are tokens")
 
 
 def write_router(folder: Path, routed: Path) -> None:
