@@ -199,7 +199,7 @@ def test_heads_begin_by_looking_at_neighbours():
             assert divmod(seen[head, row * side + column].item(), side) == (row + down, column + right)
 
 
-@pytest.mark.parametrize("name", ["instruct", "together", "longer", "wide", "free", "many", "router"])
+@pytest.mark.parametrize("name", ["instruct", "together", "longer", "wide", "free", "many", "broad", "router"])
 def test_the_options_are_those_of_the_command(name):
     parser = router_parser("p") if name == "router" else instruct_parser("p")
     file = RECIPE / f"{name}.yaml"

@@ -1,5 +1,6 @@
 """What lies behind shapes and texts: plain colours, gradients, patterns and photographs."""
 
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from palette import Color
 from PIL import Image, ImageDraw, ImageOps
 
 Size = tuple[int, int]  # (width, height)
+Maker = Callable[[Random, Size, tuple[str, ...]], Image.Image]
 
 # scikit-image's and matplotlib's, which come with these packages. What shows discs or text is left out.
 TRAIN_PHOTOS = (
@@ -107,6 +109,44 @@ def varied_nothing(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Im
     return scribbled(rng, size, photos) if kind < 0.5 else nothing_to_see(rng, size, photos)
 
 
+def strange(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+    """Photographs as nobody takes them: from very near, inverted, overexposed, with specks all over."""
+    image = close_up(rng, size, photos) if rng.random() < 0.4 else blended(rng, size, photos)
+    if rng.random() < 0.35:
+        image = ImageOps.invert(image)
+    if rng.random() < 0.25:
+        image = ImageOps.equalize(image)
+    return specked(rng, image) if rng.random() < 0.4 else image
+
+
+def close_up(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+    """A small piece of a photograph, enlarged."""
+    whole, nearer = photo_part(rng, size, photos), rng.uniform(2, 8)
+    w, h = max(4, int(size[0] / nearer)), max(4, int(size[1] / nearer))
+    x, y = rng.randint(0, size[0] - w), rng.randint(0, size[1] - h)
+    return whole.resize(size, Image.Resampling.BICUBIC, (x, y, x + w, y + h))
+
+
+def specked(rng: Random, image: Image.Image) -> Image.Image:
+    """With dots that are too small for shapes."""
+    draw, side = ImageDraw.Draw(image), min(image.size)
+    for _ in range(rng.randint(10, 150)):
+        x, y = rng.uniform(0, image.width), rng.uniform(0, image.height)
+        w, h = (side * rng.uniform(0.002, 0.03) for _ in range(2))
+        draw.ellipse([x - w, y - h, x + w, y + h], any_color(rng))
+    return image
+
+
+def stranger(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+    """A background of any kind, and now and then a strange one."""
+    return strange(rng, size, photos) if rng.random() < 0.1 else varied(rng, size, photos)
+
+
+def stranger_nothing(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+    """A picture without shapes or text, as often as not a strange one."""
+    return strange(rng, size, photos) if rng.random() < 0.5 else varied_nothing(rng, size, photos)
+
+
 def gradient(rng: Random, size: Size) -> Image.Image:
     """From one colour to another in some direction."""
     ramp = Image.linear_gradient("L").rotate(rng.uniform(0, 360), Image.Resampling.BILINEAR)
@@ -144,3 +184,8 @@ def photo_part(rng: Random, size: Size, names: tuple[str, ...]) -> Image.Image:
     if rng.random() < 0.6:
         part = Image.merge("RGB", rng.sample(part.split(), 3))
     return part
+
+
+PLAIN: tuple[Maker, Maker] = background, nothing_to_see  # behind something, and where nothing is
+VARIED: tuple[Maker, Maker] = varied, varied_nothing
+STRANGE: tuple[Maker, Maker] = stranger, stranger_nothing

@@ -2,8 +2,8 @@
 
     python examples/demo/book.py build/demo
 
-writes mix.json, late.json, last.json, wide.json, free.json and many.json for the language model, router.json for the
-router, and their pictures.
+writes mix.json, late.json, last.json, wide.json, free.json, many.json and broad.json for the language model,
+router.json for the router, and their pictures.
 """
 
 import json
@@ -14,12 +14,12 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from backgrounds import TRAIN_PHOTOS
+from backgrounds import PLAIN, STRANGE, TRAIN_PHOTOS, VARIED, Maker, Size
 from easy_vqa_data import easy_vqa, easy_vqa_image
 from pictures import OTHER_FONTS, SHAPES, TESTED_FONTS, Scene, draw_scene, font_of, some_size
 from PIL import Image
 from questions import Asker, Pair
-from wordings import ANYHOW, FREELY, LEARN, PATTERNS
+from wordings import ANYHOW, FREELY, HURRIED, LEARN, PATTERNS
 from words import some_longer_text, some_text
 
 SEED = 0
@@ -40,21 +40,28 @@ class Book(NamedTuple):
     talk: float = 1.0  # how much is asked about shapes
     describe: float = 0.3  # how often a description is asked for
     fonts: tuple[str, ...] = TESTED_FONTS  # of two texts in three, drawn evenly
-    wide: bool = False  # with room for long texts, and more kinds of backgrounds
+    behind: tuple[Maker, Maker] = PLAIN  # the backgrounds
+    wide: bool = False  # with room for long texts
     part: str = LEARN  # of the wordings
     longer: float = 0.35  # how often, in a wide book, the longer one of two texts is taken
     crowds: tuple[int, ...] = (1, 1, 1, 2, 2, 3)  # shapes on a page that has any
     outside: float = 0.25  # how often something outside the demo's world is asked for
+    broad: float = 0.0  # of the pictures, those about two or three times as wide as they are high
 
 
 MIX = Book("mix", 60_000, 0.38, 0.2, 0.35)
 LATE = Book("late", 40_000, 0.6, 0.25, 0.08, talk=0.5)  # reading takes longer to learn than the rest
 LAST = Book("last", 44_000, 0.45, 0.33, 0.15, talk=0.5, describe=0.6, fonts=THIN)
-WIDE = Book("wide", 48_000, 0.42, 0.25, 0.2, talk=0.6, describe=0.5, wide=True, part=PATTERNS)
+WIDE = Book("wide", 48_000, 0.42, 0.25, 0.2, talk=0.6, describe=0.5, behind=VARIED, wide=True, part=PATTERNS)
 FREE = WIDE._replace(name="free", pages=60_000, part=FREELY, longer=0.6, crowds=(1, 1, 2, 2, 3, 3))
 MANY = FREE._replace(name="many", part=ANYHOW, talk=0.9, outside=0.45, longer=0.75)
+# Where a picture is divided into crops, letters are cut in two, and shapes are easily counted twice.
+BROAD = MANY._replace(
+    **{"name": "broad", "pages": 90_000, "text": 0.42, "both": 0.26, "crowds": (1, 2, 2, 3, 3), "broad": 0.55},
+    **{"talk": 0.5, "describe": 0.45, "outside": 0.25, "behind": STRANGE, "part": HURRIED},
+)
 # What a picture shows must not tell what will be asked.
-ROUTER = MIX._replace(name="router", pages=4_000, text=0.15, both=0.6, shapes=0.2, wide=True, part=ANYHOW)
+ROUTER = Book("router", 4_000, 0.15, 0.6, 0.2, behind=VARIED, wide=True, part=HURRIED, broad=0.35)
 
 
 ABOUT_SHAPES = {"shape": 0.7, "color": 0.7, "present": 1.0, "is": 0.6, "count": 0.5}
@@ -73,7 +80,23 @@ def learning_scene(book: Book, rng: Random) -> Scene:
         shapes = [rng.choice(SHAPES) for _ in range(rng.choice(book.crowds))]
     fonts = book.fonts if rng.random() < 0.65 else OTHER_FONTS
     shares = (0.2, 0.4) if rng.random() < 0.6 else (0.13, 0.55)
-    return draw_scene(rng, some_size(rng), shapes, texts, TRAIN_PHOTOS, fonts=fonts, shares=shares, more=book.wide)
+    size = broad_size(rng) if is_broad(book, rng) else some_size(rng)
+    return draw_scene(rng, size, shapes, texts, TRAIN_PHOTOS, fonts=fonts, shares=shares, behind=book.behind)
+
+
+def is_broad(book: Book, rng: Random) -> bool:
+    """Whether the next picture of a book is a broad one."""
+    return bool(book.broad) and rng.random() < book.broad
+
+
+def broad_size(rng: Random, needed: float = 1.0) -> Size:
+    """About two or three times as wide as high, or as `needed` for a text; a third of them are as small as may be."""
+    ratio = max(needed, rng.uniform(1.6, 3.2))
+    if rng.random() < 0.35:
+        height = rng.uniform(64, 90)
+    else:
+        height = math.exp(rng.uniform(math.log(64), math.log((512 if rng.random() < 0.85 else 1024) / ratio)))
+    return round(height * ratio), round(height)
 
 
 def roomy_scene(book: Book, rng: Random) -> Scene:
@@ -81,10 +104,15 @@ def roomy_scene(book: Book, rng: Random) -> Scene:
     font = rng.choice(book.fonts if rng.random() < 0.65 else OTHER_FONTS)
     text, share = some_longer_text(rng, book.longer), rng.uniform(*((0.2, 0.36) if rng.random() < 0.6 else (0.13, 0.5)))
     needed = 1.06 * font_of(font, 100).getlength(text) / 100 * share
+    size = broad_size(rng, min(needed, 4)) if is_broad(book, rng) else roomy_size(rng, needed)
+    return draw_scene(rng, size, [], [text], TRAIN_PHOTOS, fonts=(font,), shares=(share, share), behind=book.behind)
+
+
+def roomy_size(rng: Random, needed: float) -> Size:
+    """Of any proportion, and as wide as `needed` for a text."""
     ratio = min(max(needed, rng.choice([0.7, 1, 1, 4 / 3, 3 / 2, 2, 3, rng.uniform(1, 3)])), 4)
     height = math.exp(rng.uniform(math.log(64), math.log((512 if rng.random() < 0.9 else 1024) / ratio)))
-    size = max(64, round(height * ratio)), max(64, round(height))
-    return draw_scene(rng, size, [], [text], TRAIN_PHOTOS, fonts=(font,), shares=(share, share), more=True)
+    return max(64, round(height * ratio)), max(64, round(height))
 
 
 def learning_pairs(scene: Scene, rng: Random, book: Book = MIX) -> list[Pair]:
@@ -179,6 +207,7 @@ def build(folder: Path) -> None:
     save(folder / "wide.json", easy[::4] + pages(folder, WIDE))
     save(folder / "free.json", easy[2::4] + pages(folder, FREE))
     save(folder / "many.json", easy[3::4] + pages(folder, MANY))
+    save(folder / "broad.json", easy[1::4] + pages(folder, BROAD))
 
 
 def save(file: Path, samples: list[dict]) -> None:

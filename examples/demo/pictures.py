@@ -7,7 +7,7 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
-from backgrounds import Size, background, nothing_to_see, package_folder, varied, varied_nothing
+from backgrounds import PLAIN, Maker, Size, package_folder
 from palette import PAINTS, Color, visible
 from PIL import Image, ImageDraw, ImageFont
 
@@ -196,13 +196,10 @@ def draw_scene(
     paints: dict[str, tuple[Color, ...]] = PAINTS,
     fonts: tuple[str, ...] = TESTED_FONTS,
     shares: tuple[float, float] = (0.15, 0.45),
-    more: bool = False,
+    behind: tuple[Maker, Maker] = PLAIN,
 ) -> Scene:
-    """A picture with these shapes and texts, as far as there is room; `more` for more kinds of backgrounds."""
-    if more:
-        make = varied if shapes or texts else varied_nothing
-    else:
-        make = background if shapes or texts else nothing_to_see
+    """A picture with these shapes and texts, as far as there is room; `behind` makes its background."""
+    make = behind[0] if shapes or texts else behind[1]
     scene = Scene(make(rng, size, photos), paints, fonts)
     for text in texts:
         draw_text(scene, rng, text, shares)

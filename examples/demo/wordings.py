@@ -14,7 +14,9 @@ LEARN, TRIAL, TEST = "learn", "trial", "test"
 PATTERNS = "patterns"  # what is learned, and more of patterns.yaml
 FREELY = "freely"  # more again, of more_patterns.yaml, and words that change nothing
 ANYHOW = "anyhow"  # most of it from many_patterns.yaml, the rest as before
-PATTERNED = (PATTERNS, FREELY, ANYHOW)
+HURRIED = "hurried"  # the same, now and then with an apostrophe left out, or a slip of the fingers
+BY_MANY = (ANYHOW, HURRIED)
+PATTERNED = (PATTERNS, FREELY, *BY_MANY)
 SHAPE_NAMES = ("circle", "rectangle", "triangle")
 EMPTY = "I see no shape or text that I know."
 OUTSIDE = "I only know shapes, colours and short texts."
@@ -44,7 +46,7 @@ def some_wording(rng: Random, kind: str, part: str) -> str:
 
 def _some_file(rng: Random, kind: str, part: str) -> str | None:
     """The file of patterns that a wording is taken from, if it is not one of wordings.yaml or outside.yaml."""
-    if part == ANYHOW and rng.random() < 0.75:
+    if part in BY_MANY and rng.random() < 0.75:
         return "many_patterns.yaml"
     if rng.random() < (0.35 if part == PATTERNS else 0.2):
         return None
@@ -94,7 +96,7 @@ def nouns(part: str) -> list[str]:
     named = asked_in("outside.yaml")["nouns"]
     if part not in PATTERNED:
         return named[part]
-    more = asked_in("patterns.yaml")["nouns"] + (asked_in("many_patterns.yaml")["nouns"] if part == ANYHOW else [])
+    more = asked_in("patterns.yaml")["nouns"] + (asked_in("many_patterns.yaml")["nouns"] if part in BY_MANY else [])
     return [noun for noun in named[LEARN] + more if noun not in named[TRIAL] + named[TEST]]
 
 
@@ -123,7 +125,7 @@ def _varied(rng: Random, question: str, part: str) -> str:
         question = question.replace("color", "colour")
     if rng.random() < 0.3:
         question = re.sub(r"^(what|who|where) is\b", r"\1's", question, flags=re.IGNORECASE)
-    if rng.random() < (0.25 if part in (FREELY, ANYHOW) else 0.12):
+    if rng.random() < (0.25 if part in (FREELY, *BY_MANY) else 0.12):
         polite = some_wording(rng, "politeness", part)
         question = polite + question[0].lower() + question[1:]
     if question[-1] in "?." and rng.random() < 0.35:
@@ -132,7 +134,21 @@ def _varied(rng: Random, question: str, part: str) -> str:
         question = rng.choice([str.upper, str.lower])(question)
     if part == FREELY and rng.random() < 0.4:
         return with_aside(rng, question)
-    return followed(rng, question) if part == ANYHOW and rng.random() < 0.15 else question
+    if part == HURRIED:
+        question = hurried(rng, question)
+    return followed(rng, question) if part in BY_MANY and rng.random() < 0.15 else question
+
+
+def hurried(rng: Random, question: str) -> str:
+    """A question as it was typed: one in eight without its apostrophes, one in twenty with two letters swapped."""
+    if rng.random() < 0.12:
+        question = question.replace("'", "")
+    words = [word for word in re.finditer(r"[a-z]{5,}", question) if word[0].rstrip("s") not in (*COLORS, *SHAPE_NAMES)]
+    if words and rng.random() < 0.05:
+        word = rng.choice(words)
+        at = rng.randint(word.start() + 1, word.end() - 2)
+        question = question[:at] + question[at + 1] + question[at] + question[at + 2 :]
+    return question
 
 
 def with_aside(rng: Random, question: str) -> str:
