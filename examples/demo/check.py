@@ -3,7 +3,7 @@
     python examples/demo/check.py build/demo/evaluation/answers.jsonl
 
 It also counts good questions that were declined, visual tokens as a share of the finest's, and the texts of each length
-that are read, and it names wordings that are hardly ever understood. Of pictures asked about a shape and about a text
+that are read, and it names wordings that are seldom understood. Of pictures asked about a shape and about a text
 (build/demo/twofold/answers.jsonl) it tells instead which of the two was looked at more closely.
 """
 
@@ -81,13 +81,13 @@ def print_lengths(lines: list[dict], mode: str) -> None:
 
 
 def print_misunderstood(lines: list[dict], mode: str) -> None:
-    """The endings of questions that were asked twenty times or more, and answered rightly at most once in ten."""
+    """The endings of questions that were asked ten times or more, and answered rightly at most four times in ten."""
     names = rf"\b({'|'.join((*COLORS, *SHAPE_NAMES))})"
     endings = [re.sub(names, "…", bare(line["question"]))[-40:].strip() for line in lines]
     for ending, asked in sorted(grouped(lines, endings).items()):
         right = sum(is_right(line, mode) for line in asked)
-        if len(asked) >= 20 and right <= len(asked) / 10:
-            print(f"\nhardly ever understood: “{ending}”, {right} of {len(asked)} right at {mode}")
+        if len(asked) >= 10 and right <= 0.4 * len(asked):
+            print(f"\nseldom understood: “{ending}”, {right} of {len(asked)} right at {mode}")
 
 
 def print_choices(lines: list[dict]) -> None:
