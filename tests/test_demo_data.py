@@ -314,12 +314,11 @@ def test_every_category_asks_what_it_is_for(exam):
 
 
 def test_outside_questions_are_of_their_part():
-    """The validation set's "What's …" may be learned as "What is …"."""
     rng = Random(0)
     asked = {part: {bare(ask_outside(rng, part)) for _ in range(500)} for part in (LEARN, *PATTERNED, TRIAL, TEST)}
     learned = set().union(*(asked[part] for part in (LEARN, *PATTERNED)))
     assert not asked[TEST] & (learned | asked[TRIAL])
-    assert all(re.match("(what|who|where)s ", both) for both in asked[TRIAL] & learned)
+    assert asked[TRIAL] & learned <= {"whats your name"}  # "What is your name?" is learned, and sometimes contracted
     assert "an orange" in ask(rng, "present", TEST, thing="orange circle").replace("An", "an")
 
 
@@ -349,7 +348,7 @@ def test_the_last_book_is_mostly_of_pictures_that_are_divided():
 
 
 def test_what_is_typed_in_a_hurry_has_the_same_letters():
-    """But for apostrophes; names keep theirs in order, since the answer depends on them."""
+    """Only apostrophes are left out, and the letters of names stay in order, since the answer depends on them."""
     rng, asked = Random(0), "What's the colour of that purple triangle, isn't it there?"
     typed = [hurried(rng, asked) for _ in range(4000)]
     assert len(set(typed)) > 10

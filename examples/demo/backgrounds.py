@@ -137,12 +137,12 @@ def specked(rng: Random, image: Image.Image) -> Image.Image:
     return image
 
 
-def stranger(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+def varied_or_strange(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
     """A background of any kind, and now and then a strange one."""
     return strange(rng, size, photos) if rng.random() < 0.1 else varied(rng, size, photos)
 
 
-def stranger_nothing(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+def nothing_or_strange(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
     """A picture without shapes or text, as often as not a strange one."""
     return strange(rng, size, photos) if rng.random() < 0.5 else varied_nothing(rng, size, photos)
 
@@ -188,4 +188,4 @@ def photo_part(rng: Random, size: Size, names: tuple[str, ...]) -> Image.Image:
 
 PLAIN: tuple[Maker, Maker] = background, nothing_to_see  # behind something, and where nothing is
 VARIED: tuple[Maker, Maker] = varied, varied_nothing
-STRANGE: tuple[Maker, Maker] = stranger, stranger_nothing
+STRANGE: tuple[Maker, Maker] = varied_or_strange, nothing_or_strange

@@ -57,8 +57,16 @@ FREE = WIDE._replace(name="free", pages=60_000, part=FREELY, longer=0.6, crowds=
 MANY = FREE._replace(name="many", part=ANYHOW, talk=0.9, outside=0.45, longer=0.75)
 # Where a picture is divided into crops, letters are cut in two, and shapes are easily counted twice.
 BROAD = MANY._replace(
-    **{"name": "broad", "pages": 90_000, "text": 0.42, "both": 0.26, "crowds": (1, 2, 2, 3, 3), "broad": 0.55},
-    **{"talk": 0.5, "describe": 0.45, "outside": 0.25, "behind": STRANGE, "part": HURRIED},
+    name="broad",
+    pages=90_000,
+    both=0.26,
+    talk=0.5,
+    describe=0.45,
+    behind=STRANGE,
+    part=HURRIED,
+    crowds=(1, 2, 2, 3, 3),
+    outside=0.25,
+    broad=0.55,
 )
 # What a picture shows must not tell what will be asked.
 ROUTER = Book("router", 4_000, 0.15, 0.6, 0.2, behind=VARIED, wide=True, part=HURRIED, broad=0.35)
