@@ -172,12 +172,19 @@ def replacing(file: Path, tag: str = "") -> Iterator[Path]:
     partial = file.with_name(f".partial-{tag}{file.name}")
     try:
         yield partial
+        settle(partial)
         partial.replace(file)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and error.filename is None:  # as when a disk is full
             error.filename = str(file)
         raise
+
+
+def settle(file: Path) -> None:
+    """Wait until a file's content is on the disk, so that a power loss leaves no name without it."""
+    with open(file, "rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def write_text(file: Path, text: str) -> None:

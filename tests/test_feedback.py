@@ -47,9 +47,9 @@ def counted(monkeypatch):
     measured = []
     measure = feedback_module._measure
 
-    def count(model, sample):
+    def count(cache, sample, *rest):
         measured.append(sample.id)
-        return measure(model, sample)
+        return measure(cache, sample, *rest)
 
     monkeypatch.setattr(feedback_module, "_measure", count)
     return measured
@@ -347,3 +347,22 @@ def test_summary_of_rows_made_by_hand():
     ]
     assert "50.0% of the time" in told
     assert "mean regret 1.7500" in told
+
+
+def test_what_another_router_chose_is_not_taken_for_this_ones(own_tiny, samples, collected, tmp_path, monkeypatch):
+    """Losses are kept, and logits are computed with the router that is there now."""
+    model, file = own_tiny[0], tmp_path / "feedback.jsonl"
+    without = collect_feedback(model, samples, file, scored=False)
+    assert [row.router_logits for row in without] == [None] * len(samples)
+    assert "router" not in summarize(without)
+    monkeypatch.setattr(feedback_module, "feedback_losses", None)  # all are known
+    rows = collect_feedback(model, samples, file)
+    assert [row.losses for row in rows] == [row.losses for row in collected[0]]
+    assert [row.router_logits for row in rows] == [row.router_logits for row in collected[0]]
+    model.router.scorer.linear2.weight = -model.router.scorer.linear2.weight
+    again = collect_feedback(model, samples, file)
+    assert [row.losses for row in again] == [row.losses for row in rows]
+    for new, old in zip(again, rows, strict=True):
+        assert new.router_logits != old.router_logits
+    assert collect_feedback(model, samples, file) == again
+    assert len(file.read_text().splitlines()) == 3 * len(samples)

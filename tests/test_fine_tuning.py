@@ -22,6 +22,7 @@ from avg_mlx.training.rglf import initialize
 from avg_mlx.training.stages import make_feedback, train_instruct, train_rglf, train_router
 from avg_mlx.weights.adapters import AdapterConfig, trained_tensors
 from avg_mlx.weights.fusing import fuse
+from avg_mlx.weights.shards import load_arrays
 
 LLAVA_NEXT = ROOT / "tests" / "golden_llava" / "next" / "checkpoint"
 COARSE = (36, 72)
@@ -198,6 +199,52 @@ def test_grad_checkpoint_gives_the_same_gradients(own_tiny, data, monkeypatch):
     for name, gradient in plain.items():
         assert mx.allclose(checkpointed[name], gradient, rtol=1e-4, atol=1e-6), name
     assert all(mx.abs(gradient).max().item() > 0 for gradient in plain.values())
+
+
+def test_grad_checkpoint_with_dropout_is_refused(tune):
+    with pytest.raises(InputError, match="another dropout; set lora_dropout to 0"):
+        tune(grad_checkpoint=True, lora_dropout=0.1)
+
+
+def test_dora_on_weights_that_mlx_lm_measures_wrongly_is_refused(tiny_checkpoint, data, tmp_path):
+    convert(tiny_checkpoint, tmp_path / "six", quantization=Quantization(bits=6, group_size=32))
+    options = InstructOptions(
+        model=str(tmp_path / "six"), data=data, adapter_path=tmp_path / "adapters", fine_tune_type="dora"
+    )
+    with pytest.raises(InputError, match="weights of 6 bits; choose lora"):
+        train_instruct(options)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_of_16_bits_learn_as_those_of_32_do(tiny_checkpoint, data, tmp_path, dtype):
+    """Steps are smaller than what 16 bits can add, and squares of gradients than what they can hold."""
+    learned = {}
+    for kind in ("float32", dtype):
+        convert(tiny_checkpoint, tmp_path / kind, dtype=kind)
+        options = InstructOptions(
+            model=str(tmp_path / kind),
+            data=data,
+            adapter_path=tmp_path / f"{kind}-adapters",
+            num_layers=1,
+            fine_tune_type="full",
+            train_projector=True,
+            iters=20,
+            batch_size=4,
+            learning_rate=1e-5,
+            lr_schedule="constant",
+        )
+        before = tensors_of(load(options.model)[0])
+        trained = train_instruct(options)
+        after = load_arrays(trained.adapters / "adapters.safetensors")
+        assert {str(array.dtype) for array in after.values()} == {f"mlx.core.{kind}"}
+        copies = load_arrays(trained.adapters / "checkpoint-0000020" / "optimizer.safetensors")
+        wide = {name: copies.get(f"{name}.weight", after[name]) for name in after}
+        learned[kind] = {name: wide[name] - before[name].astype(mx.float32) for name in after}
+    for name, moved in learned["float32"].items():
+        size = mx.linalg.norm(moved.reshape(-1)).item()
+        assert size > 0
+        apart = mx.linalg.norm((learned[dtype][name] - moved).reshape(-1)).item()
+        assert apart < 0.6 * size, name
 
 
 def tensors_of_tree(tree) -> dict[str, mx.array]:

@@ -396,3 +396,23 @@ def test_an_image_in_an_answer(read):
 def test_an_empty_answer(read):
     with pytest.raises(InputError, match=r"sample 1 \(x\): .*empty"):
         read([{"id": "x", "conversations": conversation("Well?", " ")}])
+
+
+def test_damaged_images_are_named_before_training(read, tmp_path):
+    records = [{"id": n, "image": f"{n}.jpg", "conversations": conversation("<image>\nWhat?", "So.")} for n in range(3)]
+    for n in range(3):
+        Image.effect_noise((64, 48), 90).save(tmp_path / f"{n}.jpg")
+    whole = (tmp_path / "1.jpg").read_bytes()
+    (tmp_path / "1.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"1 images cannot be learned from: .*1\.jpg is damaged"):
+        read(records)
+
+
+def test_a_sample_without_an_id_is_the_same_wherever_its_file_lies(tiny, tmp_path):
+    keys = set()
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        data = write_samples(tmp_path / folder, [{"conversations": conversation("Why?", "So.")}])
+        [sample] = read_samples(data, None, tiny[1], tiny[0].config)
+        keys.add((sample.id, sample.key))
+    assert len(keys) == 1

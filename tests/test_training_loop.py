@@ -700,3 +700,26 @@ def test_a_disk_too_full_for_cached_features_is_one_error(router_options, tmp_pa
     monkeypatch.setattr(mx, "save_safetensors", refuse)
     with pytest.raises(AvgMlxError, match=r"cannot write .*cache.*Unable to write.*make room.*--resume"):
         train_router(replace(router_options, feature_cache=tmp_path / "cache"))
+
+
+def test_a_checkpoint_that_a_power_loss_emptied_is_passed_over(tmp_path, caplog):
+    """The one before it is resumed, and the result is the same."""
+    fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", interrupting(7))
+    last = tmp_path / "cut" / "interrupted-0000007"
+    assert last.is_dir()
+    (last / "model.safetensors").write_bytes(b"")
+    fit(tmp_path / "cut")
+    assert "cannot be resumed from" in caplog.text
+    same_results(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_checkpoint_without_all_tensors_is_passed_over(tmp_path):
+    fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", interrupting(7))
+    last = tmp_path / "cut" / "interrupted-0000007"
+    mx.save_safetensors(str(last / "model.safetensors"), {"weight": mx.zeros(4)})
+    fit(tmp_path / "cut")
+    same_results(tmp_path / "whole", tmp_path / "cut")

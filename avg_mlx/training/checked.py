@@ -67,10 +67,10 @@ class Option:
         if value is None and self.default is None:
             return None
         if isinstance(value, ACCEPTED[self.kind]) and isinstance(value, bool) == (self.kind is bool):
-            with contextlib.suppress(OverflowError):  # a whole number of 400 digits is no float
+            with contextlib.suppress(OverflowError, RuntimeError):  # 400 digits are no float, and some ~ has no home
                 held = self.kind(value)
                 if self._allows(held):
-                    return held
+                    return held.expanduser() if isinstance(held, Path) else held
         raise InputError(f"{self.name} is {shown(value)}; expected {self.expected}")
 
     def _allows(self, value: Any) -> bool:

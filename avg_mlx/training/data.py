@@ -5,7 +5,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from ..config import Config
 from ..errors import InputError, printable
 from ..geometry import Pair
-from ..inputs.image_io import read_image_size
+from ..inputs.image_io import read_image, read_image_size
 from ..inputs.prompt import PLACEHOLDER, TooLong, build_messages, encode_messages
 from ..inputs.records import image_path, read_records
 from ..inputs.tokenizer import Tokenizer
@@ -22,6 +23,8 @@ from ..inputs.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 IGNORED = -100
+DECODERS = 4  # images that are decoded at a time
+SHOWN_FAULTS = 3  # of images that cannot be decoded
 ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -109,7 +112,7 @@ def make_sample(
         messages = build_messages(messages, len(images))
         ids = encode_messages(tokenizer, messages, awaits_answer=False, limit=limit)
         sizes = tuple(read_image_size(file) for file in images)
-        sample = Sample(str(record.get("id", where)), tuple(ids), (), tuple(images), sizes)
+        sample = Sample(str(record["id"]), tuple(ids), (), tuple(images), sizes)
         if (positions := sample.positions(config, config.finest)) > limit:
             raise TooLong(f"it takes {positions} positions, more than {limit}; shorten it")
         labels, end = [IGNORED] * len(ids), _end_of_sequence(tokenizer)
@@ -148,7 +151,25 @@ def _read(data: Path, image_folder: Path | None, strict_paths: bool) -> list[tup
     if missing:
         told = ", ".join(map(printable, missing))
         raise InputError(f"{len(missing)} image files are missing: {told}; is image_folder right?")
+    _check_images({file for _, _, files in records for file in files})
     return records
+
+
+def _check_images(files: Collection[Path]) -> None:
+    """Raise InputError if any image cannot be decoded, which otherwise would end a run that is under way."""
+    with ThreadPoolExecutor(DECODERS) as pool:
+        wrong = [told for told in pool.map(_fault, sorted(files)) if told]
+    if wrong:
+        raise InputError(f"{len(wrong)} images cannot be learned from: {'; '.join(wrong[:SHOWN_FAULTS])}")
+
+
+def _fault(file: Path) -> str | None:
+    """What is wrong with an image, if anything is."""
+    try:
+        read_image(file)
+        return None
+    except InputError as error:
+        return str(error)
 
 
 def _conversations(data: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -158,7 +179,8 @@ def _conversations(data: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise InputError(f"{data}, {place}: {record}")
         if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
             raise InputError(f"{data}: sample {n} is not an object with a list of conversations")
-        yield f"{data}: sample {n} ({printable(record.get('id', 'no id'), 80)})", record
+        where = f"{data}: sample {n} ({printable(record.get('id', 'no id'), 80)})"
+        yield where, {"id": f"sample {n}"} | record
 
 
 def _images(where: str, record: dict[str, Any], folder: Path, strict_paths: bool) -> list[Path]:
@@ -181,6 +203,8 @@ def _message(where: str, turn: Any) -> dict[str, str]:
     placeholders = text.count(PLACEHOLDER)
     if placeholders and turn["from"] == "gpt":
         raise InputError(f"{where}: an answer has {PLACEHOLDER}; images are for questions")
+    if turn["from"] == "gpt" and not text.strip():
+        raise InputError(f"{where}: an answer is empty; write one, or leave the sample out")
     if placeholders:  # LLaVA moves images to the front of their message
         text = f"{PLACEHOLDER}\n" * placeholders + text.replace(PLACEHOLDER, "").strip()
         text = text.strip()

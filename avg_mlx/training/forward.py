@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
+from ..errors import InputError
 from ..inference.steps import Seen, read_crops
 from ..inputs.image import Crops
 from ..inputs.prompt import PLACEHOLDER_ID
@@ -16,8 +17,11 @@ BUCKET = 32  # positions: inputs are padded to multiples, so that few different 
 
 
 def load_crops(model: Model, sample: Sample) -> list[Crops]:
-    """Read and cut the sample's images."""
-    return read_crops(sample.images, model.config)
+    """Read and cut the sample's images. Raises InputError that names the sample if one cannot be read."""
+    try:
+        return read_crops(sample.images, model.config)
+    except InputError as error:
+        raise InputError(f"sample {sample.id}: {error}") from error
 
 
 def seen_sample(model: Model, sample: Sample, features: Sequence[mx.array], crops: Sequence[Crops]) -> Seen:
@@ -72,7 +76,7 @@ def feedback_losses(model: Model, sample: Sample, features: Sequence[mx.array], 
     prefix = sample.ids.index(PLACEHOLDER_ID)
     cache = make_prompt_cache(model.language_model)
     seen = seen_sample(model, sample, features, crops)
-    before = model.hidden(seen.text[:prefix][None], cache)[0]
+    before = model.hidden(seen.text[:prefix][None], cache)[0] if prefix else seen.text[:0]
     means = []
     for granularity in model.config.granularities:
         rest = seen.embeddings(model, [granularity] * len(crops))[prefix:]

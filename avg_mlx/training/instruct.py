@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, listing
 from ..inputs.image import Crops
 from ..model.avg_llava import Model
 from ..weights.adapters import AdapterConfig, add_lora, trained_tensors
@@ -32,8 +32,13 @@ def prepare(model: Model, config: AdapterConfig, trainable: Trainable, grad_chec
     Raises InputError if nothing would be trained, or what cannot be.
     """
     layers = model.language_model.layers
+    if grad_checkpoint and config.has_lora and (config.lora_parameters or {}).get("dropout"):
+        raise InputError("grad_checkpoint computes activations anew, with another dropout; set lora_dropout to 0")
     if config.num_layers > len(layers):
         raise InputError(f"num_layers is {config.num_layers}, but the language model has {len(layers)}; choose fewer")
+    odd = {bits for part in model.language_model.modules() if 32 % (bits := getattr(part, "bits", 32))}
+    if config.fine_tune_type == "dora" and odd:
+        raise InputError(f"mlx-lm's dora does not fit weights of {listing(sorted(map(str, odd)))} bits; choose lora")
     model.freeze()
     if config.fine_tune_type == "full" and config.num_layers == -1:
         _unfreeze(model.language_model)

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, cast
 
@@ -13,9 +14,10 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map
 
-from ..errors import AvgMlxError, Interrupted
+from ..errors import AvgMlxError, InputError, Interrupted
 from ..journal import Row
 from ..model.avg_llava import Model
+from ..weights.adapters import trained_tensors
 from .interrupts import deferred_interrupts
 from .optimizer import LoopSettings, make_optimizer, make_schedule
 from .plan import Plan
@@ -40,8 +42,8 @@ class Task(Protocol):
 def step_gradients(
     model: Model, micro_losses: Iterable[MicroLoss], group: mx.distributed.Group
 ) -> tuple[mx.array, Gradients]:
-    """Sum the shares of all micro-batches and processes into a whole step's (loss, gradients)."""
-    loss, gradients = mx.array(0.0), tree_map(mx.zeros_like, model.trainable_parameters())
+    """Sum the shares of all micro-batches and processes into a whole step's (loss, gradients), in float32."""
+    loss, gradients = mx.array(0.0), tree_map(lambda x: mx.zeros(x.shape), model.trainable_parameters())
     for micro_loss in micro_losses:
         value, gradient = nn.value_and_grad(model, micro_loss)()
         loss, gradients = loss + value, tree_map(mx.add, gradients, gradient)
@@ -99,10 +101,20 @@ class _Loop:
             raise AvgMlxError("the run is not open; train inside of `with run.open(resume):`")
         logged = len(self.run.log)
         self.step, self.record = self.run.restore(self.model, self.optimizer)
+        self._check_alike()
         lost = logged - len(self.run.log)
         if self.run.writes and (self.step or lost):
             again = f"; {lost} later ones were logged but not saved, and are taken again" if lost else ""
             logger.info("resumed at step %d of %d%s", self.step, self.settings.steps, again)
+
+    def _check_alike(self) -> None:
+        """Raise InputError unless all processes of the group were restored from the same checkpoint."""
+        known = trained_tensors(self.model) if self.step else {}  # new weights may be rounded otherwise elsewhere
+        digest = zlib.crc32(b"".join(np.array(x.reshape(-1)[:64].astype(mx.float32)).tobytes() for x in known.values()))
+        mine = mx.array([[self.step, digest >> 16, digest & 0xFFFF]])
+        everyones = np.array(mx.distributed.all_gather(mine, group=self.group))
+        if (everyones != everyones[0]).any():
+            raise InputError(f"the processes do not resume at the same step; all must see {self.run.folder}")
 
     def take_step(self) -> None:
         """Take one step. If it is interrupted before the weights change, they stay as they were."""

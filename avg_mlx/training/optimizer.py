@@ -18,11 +18,33 @@ class LoopSettings(Optimization):
     vision_learning_rate: float | None = None
 
 
+class WideAdamW(optim.AdamW):
+    """AdamW in float32, whatever the weights have; of 16-bit weights its state keeps float32 copies.
+
+    In 16 bits a small step would be rounded away, and the square of a small gradient would be zero.
+    """
+
+    def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
+        """Begin with moments of zero, and with a copy of a 16-bit weight."""
+        whole = parameter.astype(mx.float32)
+        super().init_single(whole, state)
+        if parameter.dtype != mx.float32:
+            state["weight"] = whole
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
+        """Take a step; return the weight in its own type."""
+        whole = state.get("weight", parameter).astype(mx.float32)
+        whole = super().apply_single(gradient.astype(mx.float32), whole, state)
+        if parameter.dtype != mx.float32:
+            state["weight"] = whole
+        return whole.astype(parameter.dtype)
+
+
 def make_optimizer(settings: LoopSettings) -> optim.Optimizer:
     """Make AdamW as PyTorch has it, with warm-up. The vision tower may have a learning rate of its own."""
 
     def adamw(peak: float) -> optim.Optimizer:
-        return optim.AdamW(make_schedule(settings, peak), weight_decay=settings.weight_decay, bias_correction=True)
+        return WideAdamW(make_schedule(settings, peak), weight_decay=settings.weight_decay, bias_correction=True)
 
     if settings.vision_learning_rate is None:
         return adamw(settings.learning_rate)

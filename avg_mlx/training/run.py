@@ -1,5 +1,6 @@
 """A training run's folder: adapters, checkpoints to resume from, and the log."""
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,16 +13,18 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..errors import AvgMlxError, InputError, Interrupted
-from ..files import read_json, write_json
+from ..files import read_json, settle, write_json
 from ..journal import SETTINGS, Journal, Row
 from ..model.avg_llava import Model
 from ..weights.adapters import AdapterConfig, save_adapters, trained_tensors
 from .interrupts import deferred_interrupts
 
+logger = logging.getLogger(__name__)
+
 KEPT = 2  # checkpoints: the last, and one before it
 KINDS = ("checkpoint", "interrupted")
 PENDING = "record.json"
-NOT_BEGUN = "interrupted before any step was taken; --resume begins there"
+NOT_BEGUN = "interrupted before a step was taken; --resume goes on from where the run stood"
 
 
 @dataclass
@@ -108,6 +111,8 @@ class Run:
             if pending is not None:
                 write_json(partial / PENDING, pending)
             save_adapters(self.folder, self.adapter_config, {**self.inherited, **tensors})
+            for file in partial.iterdir():
+                settle(file)
             partial.rename(self.folder / f"{KINDS[interrupted]}-{step:07d}")
         except (OSError, RuntimeError) as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -123,13 +128,16 @@ class Run:
 
         Returns how many steps it has made, and the record of the last of them if that is not logged yet.
         """
-        checkpoints, step, pending = self._checkpoints(), 0, None
-        if checkpoints:
-            last = checkpoints[-1]
-            model.load_weights(str(last / "model.safetensors"), strict=False)
-            optimizer.state = tree_unflatten(list(_load(last / "optimizer.safetensors").items()))
-            step = _step_of(last)
-            pending = read_json(last / PENDING, own=True) if (last / PENDING).exists() else None
+        step, pending = 0, None
+        for checkpoint in reversed(self._checkpoints()):
+            try:
+                pending = _restore(checkpoint, model, optimizer)
+                step = _step_of(checkpoint)
+                break
+            except (AvgMlxError, OSError, RuntimeError, ValueError) as error:  # as after a power loss
+                logger.warning("%s cannot be resumed from (%s), so the one before it is", checkpoint, error)
+                if self.writes:
+                    shutil.rmtree(checkpoint.rename(self._partial))
         if self._journal is not None:
             logged = step - (pending is not None)
             self._journal.keep(lambda record: record["step"] <= logged)
@@ -153,6 +161,18 @@ def _step_of(checkpoint: Path) -> int:
 def _flat(tree: Any) -> dict[str, mx.array]:
     """Flatten a tree in one order, so that a resumed run's files are the same to the byte."""
     return dict(sorted(cast(list[tuple[str, mx.array]], tree_flatten(tree))))
+
+
+def _restore(checkpoint: Path, model: Model, optimizer: optim.Optimizer) -> Row | None:
+    """Load a checkpoint, and return the record that it has of its step. Raises an error if anything is missing."""
+    weights, state = (_load(checkpoint / name) for name in ("model.safetensors", "optimizer.safetensors"))
+    mx.eval(weights, state)
+    if weights.keys() != trained_tensors(model).keys():
+        raise InputError("it lacks tensors")
+    pending = read_json(checkpoint / PENDING, own=True) if (checkpoint / PENDING).exists() else None
+    model.load_weights(list(weights.items()), strict=False)
+    optimizer.state = tree_unflatten(list(state.items()))
+    return pending
 
 
 def _load(file: Path) -> dict[str, mx.array]:

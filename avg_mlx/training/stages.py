@@ -13,7 +13,7 @@ import mlx.core as mx
 from ..config import Config
 from ..errors import InputError
 from ..inputs.tokenizer import Tokenizer
-from ..journal import Row
+from ..journal import SETTINGS, Row
 from ..model.avg_llava import Model
 from ..model.inventory import fingerprint
 from ..progress import Progress, silent
@@ -30,6 +30,7 @@ from .options import FeedbackOptions, InstructOptions, Optimization, RglfOptions
 from .plan import Plan, split
 from .run import Run, check_folder
 
+FEEDBACK = "feedback.jsonl"  # in a router's folder
 Report = Callable[[Row, int], None]  # (a step's record, steps in all)
 
 
@@ -112,7 +113,7 @@ def train_rglf(
     """
     model, tokenizer = load(options.model)
     _check_choice(model.config, options.model)
-    check_folder(options.adapter_path, options.resume)
+    _check_stages(options)
     samples = _read(options, tokenizer, model.config)
     routable_samples = _routable(*samples, options)
     instructed = _instruct(model, *samples, options.instruct, instruct_report)
@@ -123,12 +124,23 @@ def train_rglf(
     return instructed, _router(model, *routable_samples, options.router, router_report, feedback_progress)
 
 
+def _check_stages(options: RglfOptions) -> None:
+    """Raise InputError for a folder that the second stage would refuse, after hours of the first one."""
+    folder = options.adapter_path
+    check_folder(folder, options.resume)
+    begun, feedback = (folder / SETTINGS).exists(), folder / FEEDBACK
+    if feedback.exists() and not begun:
+        raise InputError(f"{feedback} is of the model before it is trained; move it away, or choose another folder")
+    if begun and not (options.instruct.adapter_path / SETTINGS).exists():
+        raise InputError(f"{folder} holds a run of train router alone; resume that, or choose another folder")
+
+
 def _check_choice(config: Config, model: str) -> None:
     """Raise InputError for a model that leaves a router no choice."""
     if len(config.granularities) == 1:
         raise InputError(
             f"{model} has one granularity, {config.finest}, so there is nothing for a router to choose; "
-            f"give it several with avg-mlx convert --hf-path {model} --granularities, then train rglf"
+            f"give it several with avg-mlx convert --hf-path {model} --granularities --mlx-path NEW, and train that"
         )
 
 
@@ -149,10 +161,11 @@ def _router(
     author = fingerprint(model)
     run = Run(options.adapter_path, _settings(options, author, learned, held_out), config, inherited)
     with run.open(options.resume):
-        file = options.feedback or options.adapter_path / "feedback.jsonl"
+        file = options.feedback or options.adapter_path / FEEDBACK
         cache = FeatureCache(model, options.feature_cache and options.feature_cache / author)
         to_resume = "--resume goes on from there"
-        rows = collect_feedback(model, [*learned, *held_out], file, feedback_progress, cache, to_resume)
+        every = [*learned, *held_out]
+        rows = collect_feedback(model, every, file, feedback_progress, cache, to_resume, scored=False)
         mx.random.seed(options.seed)
         rglf.prepare(model, options.fresh_router)
         task = rglf.RouterTask(
@@ -212,7 +225,8 @@ def _settings(
 ) -> dict[str, Any]:
     """What must not change when a run is resumed."""
     keys = " ".join(sample.key for sample in [*learned, *held_out])
-    return {**options.settings(), "model": model, "data": hashlib.sha256(keys.encode()).hexdigest()[:16]}
+    content = {"model": model, "data": hashlib.sha256(keys.encode()).hexdigest()[:16]}  # wherever they lie
+    return {**options.settings(), **content, "val_data": options.val_data and options.val_data.name}
 
 
 def _train(

@@ -136,8 +136,3 @@ def load_adapters(model: Model, folder: str | Path) -> AdapterConfig:
         model.router.set_dtype(model.dtype)  # it is trained in float32
     model.eval()
     return config
-
-
-def _alike(dtype: mx.Dtype, other: mx.Dtype) -> bool:
-    """Tell whether types are the same, or both are floats."""
-    return dtype == other or all(mx.issubdtype(each, mx.floating) for each in (dtype, other))
