@@ -4,6 +4,7 @@ import difflib
 import errno
 import itertools
 import reprlib
+import traceback
 from collections.abc import Collection, Iterable
 
 LONGEST = 10_000  # characters of a message, which may list every tensor that is missing
@@ -49,6 +50,12 @@ def failure(error: Exception) -> AvgMlxError:
         remedy = "; make room, then run the same command again" if error.errno in FULL_DISK else ""
         return AvgMlxError(f"{error.filename or 'the system'}: {error.strerror or error}{remedy}")
     return AvgMlxError(f"unexpected {type(error).__name__}: {error}")
+
+
+def origin(error: BaseException) -> str:
+    """Say what a fault of ours is and where, but not its text, which may hold what was asked."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return f"{type(error).__name__}" + "".join(f" at {place.filename}, line {place.lineno or 0}" for place in last)
 
 
 def problem(place: str, error: Exception) -> str:

@@ -1,9 +1,10 @@
 """What docs/serving.md shows is run: every request, and the Python example."""
 
-import base64
 import json
 import re
-import shlex
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -18,10 +19,27 @@ ADDRESS = "http://127.0.0.1:8080"
 PICTURE = demo_model() / "sign.png"
 
 
-def commands() -> list[list[str]]:
-    """The words of each curl command."""
+# Stands for curl: its words, each ended by a NUL, and then what it reads.
+CURL = r"""curl() { printf '%s\0' "$@"; case " $* " in *" @- "*) cat;; esac; }"""
+
+
+def commands() -> list[str]:
+    """The curl commands, as they are typed."""
     blocks = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-    return [shlex.split(command) for block in blocks for command in re.split(r"\n(?=curl )", block)]
+    return [command for block in blocks for command in re.split(r"\n(?=curl )", block)]
+
+
+def path_of(command: str) -> str:
+    return command.split()[1].removeprefix(ADDRESS)
+
+
+def said(command: str, folder: Path) -> tuple[dict[str, str], str]:
+    """What the shell makes of a command: its options, and the body."""
+    shutil.copy(PICTURE, folder / "picture.png")
+    told = subprocess.run(["bash", "-c", f"{CURL}\n{command}"], cwd=folder, capture_output=True, check=True, text=True)
+    address, *options, body = told.stdout.split("\0")
+    assert address == ADDRESS + path_of(command)
+    return dict(zip(options[::2], options[1::2], strict=True)), body
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +53,11 @@ def server(demo):
         yield server
 
 
-@pytest.mark.parametrize("words", commands(), ids=lambda words: words[1].removeprefix(ADDRESS))
-def test_a_request_is_answered(server, demo, words):
-    curl, address, *options = words
-    assert curl == "curl"
-    given = dict(zip(options[::2], options[1::2], strict=True))
-    headers = dict([given["-H"].split(": ")]) if "-H" in given else {}
-    body = given.get("-d", "").replace("IMAGE", base64.b64encode(PICTURE.read_bytes()).decode())
-    path = address.removeprefix(ADDRESS)
+@pytest.mark.parametrize("command", commands(), ids=path_of)
+def test_a_request_is_answered(server, demo, command, tmp_path):
+    options, body = said(command, tmp_path)
+    headers = dict([options["-H"].split(": ")]) if "-H" in options else {}
+    path = path_of(command)
     response = server.post(body, path, headers=headers) if body else server.http.get(path)
     assert response.status_code == 200, response.text
     if path == "/v1/chat/completions":
@@ -54,7 +69,7 @@ def test_a_request_is_answered(server, demo, words):
 
 
 def test_every_endpoint_has_a_request():
-    shown = {words[1].removeprefix(ADDRESS).replace(f"/{DEMO}", "/{model}") for words in commands()}
+    shown = {path_of(command).replace(f"/{DEMO}", "/{model}") for command in commands()}
     assert shown == set(description(DEMO, ())["paths"])
 
 

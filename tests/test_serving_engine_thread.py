@@ -13,6 +13,7 @@ from avg_mlx.inference.caches import VisionCache
 from avg_mlx.inference.options import Looking
 from avg_mlx.inference.sampling import Sampling
 from avg_mlx.serving.engine import preparation
+from avg_mlx.serving.engine import thread as engine_thread
 from avg_mlx.serving.engine.decoder import BatchGenerator
 from avg_mlx.serving.engine.thread import Engine
 from avg_mlx.serving.jobs import Done, EngineOptions, Failed, Full, Job, Piece, Routed, Stopping
@@ -197,6 +198,30 @@ def test_what_loading_raises_is_raised():
     engine.stop(0)
 
 
+def test_stopping_does_not_wait_for_a_model_that_loads(monkeypatch):
+    monkeypatch.setattr(engine_thread, "LOADING", 0.01)
+    loads, loading = threading.Event(), threading.Event()
+
+    def load():
+        loads.set()
+        loading.wait(120)
+        raise InputError("too late")
+
+    engine = Engine(load)
+
+    def start():
+        with pytest.raises(InputError, match="too late"):
+            engine.start()
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    assert loads.wait(120)
+    engine.stop(0)
+    assert not loading.is_set()
+    loading.set()
+    starting.join()
+
+
 def test_an_engine_that_was_never_started_stops():
     Engine(lambda: None).stop(0)
 
@@ -236,6 +261,7 @@ def test_several_processes_are_refused(monkeypatch):
         ({"sampling": Sampling(min_p=-0.1)}, "min_p is -0.1"),
         ({"sampling": Sampling(temp=1.0, top_k=512)}, "top_k is 512"),
         ({"sampling": Sampling(seed=-1)}, "seed is -1"),
+        ({"sampling": Sampling(temp=1.0, min_p=0.1, min_tokens_to_keep=600)}, "min_tokens_to_keep is 600"),
         ({"sampling": Sampling(xtc_probability=0.5)}, "XTC"),
         ({"presence_penalty": float("nan")}, "presence_penalty is nan"),
         ({"frequency_penalty": float("inf")}, "frequency_penalty is inf"),

@@ -1,6 +1,7 @@
 """The server as OpenAI's own client sees it: the answers of `generate`, in the types that the client knows."""
 
 import json
+import re
 
 import openai
 import pytest
@@ -230,7 +231,20 @@ def test_errors_are_those_that_the_client_knows(server):
     assert error.value.param == "messages[0].content[1].image_url.url"
 
 
-def test_a_fault_in_the_middle_of_a_stream_is_an_error_event(own, monkeypatch):
+def test_messages_that_say_nothing_are_no_obstacle(server):
+    """Clients send back an empty answer, and an empty system prompt."""
+    said = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "So?"},
+    ]
+    for messages in (said, [{"role": "system", "content": ""}, *said[:1]], [{"role": "system", "content": " "}, *said]):
+        response = server.post({"messages": messages, "max_tokens": 3})
+        assert response.status_code == 200, response.text
+    assert server.post({"messages": [{"role": "system", "content": ""}]}).status_code == 400
+
+
+def test_a_fault_in_the_middle_of_a_stream_is_an_error_event(own, monkeypatch, caplog):
     """The client raises, and the next request is served."""
     with serving(own) as server:
         decoder = server.engine._core.decoder
@@ -244,9 +258,12 @@ def test_a_fault_in_the_middle_of_a_stream_is_an_error_event(own, monkeypatch):
             return step(self, *args)
 
         monkeypatch.setattr(type(decoder), "step", third_fails)
-        with pytest.raises(openai.APIError) as error:
+        with pytest.raises(openai.APIError, match="its log says what") as error:
             list(server.openai.chat.completions.create(model="tiny", stream=True, **chat("Tell me a story.")))
         assert error.value.type == "server_error"
+        assert "broken" not in str(error.value)
+        assert re.search(r"the engine failed: RuntimeError at .*test_serving_http.py, line \d+", caplog.text)
+        assert "broken" not in caplog.text
         assert server.post(chat("Why?")).status_code == 200
 
 

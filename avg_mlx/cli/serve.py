@@ -109,7 +109,9 @@ def server_options(args: argparse.Namespace) -> "Options":
     from ..serving.security import is_loopback, own_names
     from ..serving.service import Options
 
-    key = args.api_key or os.environ.get(KEY) or None
+    key = (args.api_key or os.environ.get(KEY) or "").strip() or None
+    if key and not (key.isascii() and key.isprintable()):
+        raise InputError("the API key has characters that no header can carry; choose one of ASCII letters and digits")
     if key is None and not is_loopback(args.host):
         raise InputError(
             f"--host {args.host} can be reached from other machines; set an --api-key, or the variable {KEY}"

@@ -7,6 +7,8 @@ import mlx.core as mx
 from ..inputs.tokenizer import Tokenizer
 from .options import LogitsProcessor, Sampler
 
+COLDEST = 1e-4  # lower temperatures are greedy: their scaled log-probabilities overflow float16
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -23,6 +25,11 @@ class Sampling:
     repetition_context_size: int = 20
     seed: int | None = None
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.temp < COLDEST
+
     def sampler(self, tokenizer: Tokenizer) -> Sampler:
         """Seed MLX's random state if there is a seed, and return mlx-lm's sampler."""
         from mlx_lm.sample_utils import make_sampler
@@ -30,7 +37,7 @@ class Sampling:
         if self.seed is not None:
             mx.random.seed(self.seed)
         return make_sampler(
-            self.temp,
+            0.0 if self.greedy else self.temp,
             self.top_p,
             self.min_p,
             self.min_tokens_to_keep,

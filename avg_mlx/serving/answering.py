@@ -1,7 +1,6 @@
 """The way of a request: read, look, answer."""
 
 import logging
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from ..errors import origin
 from . import exchange, telling
 from .asking import Asked
 from .bodies import Place
@@ -19,6 +19,7 @@ from .jobs import Done, Job, Piece, Routed
 from .problems import HungUp, Problem, as_problem
 from .service import Read, Service
 
+OF_THE_WHOLE = ("context_length_exceeded", "too_many_images")  # problems of the conversation, not of one message
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +41,7 @@ class Endpoint:
     service: Service
     read: Read
     write: Callable[[Asked, str, Routed], Writer] | None = None
+    field: str = "messages"  # that holds the conversation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -54,14 +56,15 @@ class Endpoint:
             pass  # nobody is there to be told
         except Exception as error:
             problem = as_problem(error)
+            if problem.code in OF_THE_WHOLE:
+                problem = problem.about(self.field)
             scope[TOLD]["error"] = problem.code
             if problem.code == "internal_error" and not isinstance(error, Problem):
-                _log_fault(error)
+                logger.error(origin(error))
             await problem_response(problem)(scope, receive, send)
 
     async def _look(self, asked: Asked, place: Place, told: dict[str, Any]) -> Response:
-        job = await self.service.job(asked)
-        place.hold(sum(crops.pixels.nbytes for crops in job.images))
+        job = await self.service.job(asked, place)
         ticket = Exchange(self.service.engine, job)
         try:
             routed = await ticket.next()
@@ -92,9 +95,3 @@ class Endpoint:
             image["explanation"] = explanation.to_dict()
         prompt = {"prompt_tokens": routed.positions, "text_tokens": routed.positions - routed.image_positions}
         return {"object": "route", "model": self.service.options.name, **prompt, **told}
-
-
-def _log_fault(error: Exception) -> None:
-    """Log what a fault of ours is and where, but not its text, which may hold what was asked."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    logger.error("%s at %s, line %d", type(error).__name__, place.filename, place.lineno or 0)

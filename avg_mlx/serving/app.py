@@ -19,7 +19,7 @@ from .pages import Pages
 from .problems import Problem
 from .service import Read, Service
 
-CORS_HEADERS = ("Authorization", "Content-Type")
+EXPOSED = ("Retry-After", "X-Request-Id")  # headers that a page's script may read
 
 
 def build_app(service: Service) -> Starlette:
@@ -31,11 +31,16 @@ def build_app(service: Service) -> Starlette:
 
     pages, page_file = Pages(service), PageFiles()
     chat = Endpoint(service, reading(chat_completions.read), chat_completions.Writer)
-    response = Endpoint(service, reading(responses.read), responses.Writer)
+    response = Endpoint(service, reading(responses.read), responses.Writer, "input")
     middleware = [Middleware(Gate, service=service)]
     if service.options.origins:
-        origins, methods = service.options.origins, ("GET", "POST")
-        cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=CORS_HEADERS)
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=service.options.origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),  # OpenAI's client sends many of its own
+            expose_headers=EXPOSED,
+        )
         middleware.insert(0, cors)
     return Starlette(
         routes=[

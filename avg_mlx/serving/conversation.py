@@ -37,25 +37,28 @@ class Conversation:
 def read_conversation(given: Iterable[Fields], system_prompt: str | None) -> Conversation:
     """Read the messages of a request; `system_prompt` is for those that have none.
 
-    System and developer messages that come first are joined. Raises Problem for anything that is not a message of text
-    and images.
+    System and developer messages that come first are joined; empty ones are left out. Raises Problem for anything that
+    is not a message of text and images.
     """
     messages: list[Message] = []
     images: list[NamedImage] = []
     for fields in given:
         role, (content, named) = _role(fields), _content(fields)
         images += named
+        if role != "user" and named:
+            raise bad_field(fields.name("content"), "has an image; images are in messages of the user")
+        empty = not content.replace(PLACEHOLDER, "").strip()
+        if role == "system" and empty:
+            continue
         if role == "system" and [message["role"] for message in messages] == ["system"]:
             messages[0]["content"] += f"\n\n{content}"
         elif role == "system" and messages:
             raise bad_field(fields.name("role"), "is a system message's; those come before all others")
-        elif role != "user" and named:
-            raise bad_field(fields.name("content"), "has an image; images are in messages of the user")
         else:
             messages.append({"role": role, "content": content})
-        if not content.replace(PLACEHOLDER, "").strip():
+        if role == "user" and empty:
             raise bad_field(fields.name("content"), "has no text; ask something")
-    if system_prompt is not None and messages[0]["role"] != "system":
+    if system_prompt is not None and [message["role"] for message in messages[:1]] != ["system"]:
         messages.insert(0, {"role": "system", "content": literal(system_prompt)})
     return Conversation(tuple(build_messages(messages, len(images))), tuple(images))
 

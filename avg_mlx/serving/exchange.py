@@ -1,6 +1,7 @@
 """A request in the engine as the event loop sees it; whoever hangs up takes the request along."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
@@ -9,11 +10,13 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from ..errors import origin
 from . import telling
 from .jobs import Done, Engine, Event, Failed, Job, Piece, Routed
 from .problems import HungUp, Problem, as_problem, of_failure
 
 Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
 class Exchange:
@@ -92,6 +95,8 @@ class EventStream(StreamingResponse):
         except Exception as error:  # the status has been sent, so the problem is told where the answer would go on
             problem = as_problem(error)
             self._told["error"] = problem.code
+            if problem.code == "internal_error" and not isinstance(error, Problem):
+                logger.error(origin(error))
             yield "".join(self._writer.fail(problem))
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,16 @@ class ImageReader:
     media_path: Path | None = None
     urls: UrlImages | None = None
 
-    async def read(self, images: Sequence[NamedImage]) -> tuple[Crops, ...]:
-        """Return the crops of each image. Raises Problem, with the field's name, for one that cannot be used."""
-        return tuple([await self._read(image) for image in images])
+    async def read(self, images: Sequence[NamedImage], hold: Callable[[int], None]) -> tuple[Crops, ...]:
+        """Return the crops of each image, whose bytes `hold` counts before the next one is read.
+
+        Raises Problem, with the field's name, for an image that cannot be used, and what `hold` raises.
+        """
+        crops = []
+        for image in images:
+            crops.append(await self._read(image))
+            hold(crops[-1].pixels.nbytes)
+        return tuple(crops)
 
     async def _read(self, image: NamedImage) -> Crops:
         try:

@@ -59,6 +59,7 @@ class Job:
         _check("top_p", sampling.top_p, 0, 1)
         _check("min_p", sampling.min_p, 0, 1)
         _check("top_k", sampling.top_k, 0, vocabulary - 1)
+        _check("min_tokens_to_keep", sampling.min_tokens_to_keep, 1, vocabulary)
         _check("seed", sampling.seed or 0, 0, 2**64 - 1)
         _check("repetition_penalty", sampling.repetition_penalty or 1, 0, math.inf)
         _check("presence_penalty", self.presence_penalty, -math.inf, math.inf)

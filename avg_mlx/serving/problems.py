@@ -10,6 +10,7 @@ from .url_images import Unfetchable
 
 LONGEST_MESSAGE = 1000  # characters
 RETRY_STOPPING = 10  # seconds until another server may be there
+FAULT = "something went wrong in the server; its log says what"
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -64,12 +65,12 @@ def as_problem(error: Exception) -> Problem:
     if isinstance(error, Unfetchable):
         return Problem(422, str(error), code="failed_to_download_image")
     if isinstance(error, TooLong):
-        return Problem(400, str(error), "messages", "context_length_exceeded")
+        return Problem(400, str(error), code="context_length_exceeded")
     if isinstance(error, InputError):
         return Problem(400, str(error))
     if isinstance(error, AvgMlxError):
         return Problem(500, str(error), code="internal_error")
-    return Problem(500, "something went wrong in the server; its log says what", code="internal_error")
+    return Problem(500, FAULT, code="internal_error")
 
 
 def of_failure(event: Failed) -> Problem:
@@ -77,5 +78,5 @@ def of_failure(event: Failed) -> Problem:
     if event.kind == "stopping":
         return as_problem(Stopping(str(event.error)))
     if event.kind == "fault":
-        return Problem(500, str(event.error), code="internal_error")
+        return Problem(500, FAULT, code="internal_error")
     return as_problem(event.error)

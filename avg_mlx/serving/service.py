@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .asking import Asked, Defaults
-from .bodies import Intake, read_object
+from .bodies import Intake, Place, read_object
 from .fields import Fields
 from .images import ImageReader
 from .jobs import Engine, Job
@@ -78,15 +78,15 @@ class Service:
         """Do in a worker thread what would stop all other requests for a while."""
         return await asyncio.get_running_loop().run_in_executor(self.workers, work)
 
-    async def job(self, asked: Asked) -> Job:
-        """Get the images of a request. Raises Problem for one that cannot be used."""
+    async def job(self, asked: Asked, place: Place) -> Job:
+        """Get the images of a request, which holds them in its place. Raises Problem for one that cannot be used."""
         if len(asked.images) > self.options.max_images:
             message = f"there are {len(asked.images)} images; send {self.options.max_images} at most"
-            raise Problem(400, message, "messages", "too_many_images")
+            raise Problem(400, message, code="too_many_images")
         for looking in asked.job.looking:  # before an image is decoded for nothing
             looking.check(self.engine.config)
         start = time.perf_counter()
-        images = await self.images.read(asked.images)
+        images = await self.images.read(asked.images, place.hold)
         return replace(asked.job, images=images, preprocess_seconds=time.perf_counter() - start)
 
     def standing(self) -> dict[str, Any]:

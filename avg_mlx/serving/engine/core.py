@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import mlx.core as mx
 
-from ...errors import InputError
+from ...errors import InputError, origin
 from ...inference.caches import VisionCache
 from ...inputs.tokenizer import Tokenizer
 from ...model.avg_llava import Model
@@ -187,7 +187,7 @@ class Core:
 
     def _fault(self, error: Exception) -> None:
         """Log a fault of ours, and drop what is kept for other requests, since it may be what failed."""
-        log.error("the engine failed", exc_info=error)
+        log.error("the engine failed: %s", origin(error))
         self._forget()
 
     def _forget(self) -> None:

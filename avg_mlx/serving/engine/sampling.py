@@ -15,7 +15,7 @@ def sampler(sampling: Sampling) -> Sampler | None:
 
     With the same seed it draws what mlx-lm's does in `generate`.
     """
-    if sampling.temp == 0:
+    if sampling.greedy:
         return None
     from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import mlx.core as mx
 
 from ...config import Config
-from ...errors import InputError
+from ...errors import InputError, origin
 from ...inputs.tokenizer import Tokenizer
 from ...model.avg_llava import Model
 from ..jobs import Deliver, EngineOptions, Full, Job, Status, Stopping
@@ -20,6 +20,7 @@ from .work import Work
 log = logging.getLogger(__name__)
 
 LONGEST_STEP = 60.0  # seconds for which `stop` waits beyond the grace: a step cannot be cut short
+LOADING = 2.0  # seconds that a model which still loads is waited for; it has nothing to finish
 MOST_PATIENCE = 60  # seconds, of retry_after
 
 
@@ -77,7 +78,7 @@ class Engine:
             self._ends_at = min(self._ends_at, time.monotonic() + grace_seconds)
             self._condition.notify()
         if self._thread.ident is not None:
-            self._thread.join(grace_seconds + LONGEST_STEP)
+            self._thread.join(grace_seconds + LONGEST_STEP if self._ready.is_set() else LOADING)
 
     def snapshot(self) -> Status:
         """What the engine is doing."""
@@ -150,6 +151,6 @@ class Engine:
                 core.fail_waiting(Stopping("the server is stopping; ask again later"))
             core.step()
         except Exception as error:
-            log.exception("the engine failed and begins anew")
+            log.error("the engine failed and begins anew: %s", origin(error))
             core.fail_all(error)
         self._status = core.status()

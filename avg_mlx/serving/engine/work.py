@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from ...errors import InputError, failure
+from ...errors import InputError, failure, origin
 from ..jobs import Deliver, Event, Failed, Job, Stopping
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ class Work:
             return
         try:
             self._deliver(event)
-        except Exception:
-            log.exception("an event could not be delivered; the request is given up")
+        except Exception as error:
+            log.error("an event could not be delivered, so the request is given up: %s", origin(error))
             self.cancelled = True
 
     def fail(self, error: Exception) -> Literal["input", "stopping", "fault"]:

@@ -81,12 +81,18 @@ function askForKey(wrong) {
     const dialog = $("key-dialog");
     $("key-problem").textContent = wrong ? "This key is not the server's." : "";
     $("key").value = "";
+    let given = false;
     $("key-cancel").onclick = () => dialog.close();
-    $("key-form").onsubmit = () => sessionStorage.setItem(KEY, $("key").value.trim());
-    const before = sessionStorage.getItem(KEY);
+    $("key-form").onsubmit = (/** @type {Event} */ event) => {
+      const key = $("key").value.trim();
+      given = /^[\x20-\x7e]+$/.test(key); // no header carries anything else
+      if (given) sessionStorage.setItem(KEY, key);
+      else event.preventDefault();
+      $("key-problem").textContent = given ? "" : "This cannot be a key: it has plain letters, digits and signs.";
+    };
     dialog.onclose = () => {
       asking = undefined;
-      resolve(sessionStorage.getItem(KEY) !== before || $("key").value !== "");
+      resolve(given);
     };
     dialog.showModal();
   });

@@ -94,6 +94,7 @@ async function run(turn) {
 
 /** Leave out the answers of a turn that was stopped before they began. @param {Turn} turn */
 function keepBegun(turn) {
+  if (!state.turns.includes(turn)) return; // a new conversation has begun
   turn.answers = turn.answers.filter((answer) => answer.avg);
   select(turn, turn.answers[turn.answers.length - 1]);
 }
@@ -113,6 +114,7 @@ async function receive(answer, signal) {
 
 /** Give back what was written and chosen for a turn that got no answer. @param {Turn} turn @param {any} [error] */
 function takeBack(turn, error) {
+  if (!state.turns.includes(turn)) return;
   state.turns = state.turns.filter((each) => each !== turn);
   write([turn.question, $("question").value].filter(Boolean).join("\n"));
   state.picture ??= turn.picture;
@@ -144,8 +146,14 @@ export function select(turn, answer) {
 /** Ask a turn's question again whose answer was cut off. @param {Turn} turn */
 export function again(turn) {
   if (state.running) return;
-  takeBack(turn);
+  const draft = { question: $("question").value, picture: state.picture };
+  state.turns = state.turns.filter((each) => each !== turn);
+  state.picture = turn.picture;
+  write(turn.question);
   ask();
+  if (draft.picture) state.picture = draft.picture;
+  write(draft.question);
+  show();
 }
 
 /** Forget the conversation. */
