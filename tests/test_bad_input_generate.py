@@ -514,6 +514,7 @@ def test_missing_and_unknown_flags(refused, capfd):
         "generate.py: unrecognized arguments: --colour red; see"
     )
     assert "--max-tokns 3; did you mean --max-tokens?" in refused(main, "-p", "a", "--max-tokns", 3)
+    assert refused(main, "-p", "a", "") == "generate.py: unrecognized arguments:; see generate.py --help"
     assert "expected at least one argument; see generate.py --help" in refused(main, "-p", "a", "--image")
     assert "expected one argument; see generate.py --help" in refused(main, "-p")
 
@@ -565,3 +566,7 @@ def test_model_folder_is_never_written(ask, converted):
     ask("-p", "")
     ask("--image", "none.png")
     assert {file.name: file.read_bytes() for file in converted.iterdir()} == before
+
+
+def test_more_tokens_kept_than_there_are(ask):
+    assert "--min-tokens-to-keep is 600, but this model has 512 tokens" in ask("--min-tokens-to-keep", 600)

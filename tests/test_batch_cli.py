@@ -411,6 +411,12 @@ def test_the_questions_are_not_overwritten(refused, folder):
     assert (folder / "questions.jsonl").read_bytes() == before
 
 
+def test_a_mistyped_file_of_questions_is_named_when_its_answers_are_there(refused, folder):
+    (folder / "answers.jsonl").write_text("")
+    line = refused(main, "--batch", folder / "question.jsonl", "--output", folder / "answers.jsonl")
+    assert "question.jsonl" in line
+
+
 def test_python_users_have_the_same(run, folder, tiny, tmp_path):
     run()
     write(folder, [*QUESTIONS, {"id": "bad", "prompt": ""}])

@@ -145,6 +145,9 @@ def test_an_existing_file_is_not_overwritten(chat, tmp_path):
         ("<image>?", "the prompt has 1 <image>, but 0 images were given; write one <image> for each image"),
         (b"\xff", "this is not UTF-8 text"),
         ("Why? " * 300, "but the model has 512"),
+        ("/image ~nosuchuser/a.png", "cannot read ~nosuchuser/a.png"),
+        ("/load ~nosuchuser/a.json", "cannot be a file"),
+        ("/save a\0b", "cannot be a file"),
     ],
     ids=str,
 )
@@ -255,6 +258,31 @@ def test_ctrl_c_ends_a_chat_that_reads_a_pipe(chat, monkeypatch):
     assert chat("") == (130, "", ["", "avg-mlx chat: interrupted"])
 
 
+def test_a_chat_ends_when_nobody_reads_its_answers(chat, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        def fileno(self):
+            return 1
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(os, "dup2", lambda *files: None)
+    status, _, err = chat("Why?\nWhy?\n", "--quiet")
+    assert (status, err) == (1, [])
+
+
+def test_the_prompt_is_not_among_the_answers(chat, tiny, monkeypatch):
+    class Typed(io.TextIOWrapper):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(io, "TextIOWrapper", Typed)
+    status, out, err = chat("Why?\n", "--quiet")
+    assert (status, out) == (0, expected(tiny, "Why?", None) + "\n")
+    assert "".join(err).startswith("> ")
+
+
 def test_silent_commands_confirm(chat, tmp_path):
     file = tmp_path / "saved.json"
     _, _, err = chat(f"/granularity 4\nWhy?\n/save {file}\n/clear\n/load {file}\n")
@@ -283,6 +311,7 @@ def test_a_saved_conversation_is_gone_on_with(chat, tiny, photos, tmp_path):
         ("{", "give a file that /save wrote"),
         ("{}", "expected messages and images"),
         ({"messages": [], "images": []}, "the prompt is empty"),
+        ({"messages": ["hi"], "images": []}, "message 1 is 'hi'; expected role"),
         ({"messages": [user("Why?")], "images": []}, "expected user and assistant in turn"),
         (
             {
@@ -299,7 +328,7 @@ def test_a_saved_conversation_is_gone_on_with(chat, tiny, photos, tmp_path):
             "no image at no.png",
         ),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_what_cannot_be_loaded_leaves_the_conversation_as_it_was(chat, tiny, tmp_path, content, words):
     file = tmp_path / "saved.json"

@@ -10,6 +10,7 @@ from PIL import Image
 from avg_mlx import InputError, generate, load, route, stream_generate
 from avg_mlx.files import read_json
 from avg_mlx.inference.options import Looking
+from avg_mlx.inference.sampling import Sampling
 from avg_mlx.inference.steps import prepare
 from avg_mlx.inputs.prompt import PLACEHOLDER_ID
 from avg_mlx.weights.checkpoint import load_model
@@ -249,6 +250,9 @@ def test_the_kv_cache_can_be_quantized(talkative, bits, monkeypatch):
         ({"kv_bits": 4, "max_kv_size": 64}, "cannot be quantized"),
         ({"kv_bits": 4, "kv_group_size": 64}, "kv_group_size 64 does not divide this model's head size 32"),
         ({"kv_bits": 4, "kv_group_size": 128}, "kv_group_size 128 does not divide"),
+        ({"kv_bits": 4, "kv_group_size": 16}, "kv_group_size is 16; expected one of 32, 64, 128"),
+        ({"kv_bits": 7}, "kv_bits is 7; expected one of 2, 3, 4, 5, 6, 8"),
+        ({"max_kv_size": 4}, "max_kv_size is 4; expected 5 or more"),
     ],
 )
 def test_caches_that_cannot_be_are_refused(tiny, options, words):
@@ -316,3 +320,16 @@ def test_mistakes_are_found_before_the_image_is_read(tiny):
     for options, words in (({"max_tokens": 0}, "max_tokens"), ({"granularity": 3}, "granularity is 3")):
         with pytest.raises(InputError, match=words):
             generate(*tiny, "Why?", "absent.png", **options)
+
+
+@pytest.mark.parametrize("prompt", [["hi"], [1], [{"role": "user"}], [None]])
+def test_messages_of_another_form_are_refused(tiny, prompt):
+    with pytest.raises(InputError, match=r"message 1 is .*expected role"):
+        generate(*tiny, prompt)
+
+
+def test_a_temperature_near_zero_is_greedy_in_16_bits(talkative):
+    """There 1 / 1e-8 is infinite."""
+    logprobs = mx.array([[-3.0, -0.1, -4.0]], mx.float16)
+    sampler = Sampling(temp=1e-8, top_p=0.9, seed=0).sampler(talkative[1])
+    assert [sampler(logprobs).item() for _ in range(20)] == [1] * 20

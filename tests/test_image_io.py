@@ -670,10 +670,16 @@ def test_a_rude_answer_is_shown_on_one_printable_line(server):
 
 
 def test_secrets_of_an_address_are_not_shown(server):
-    address = server.url.replace("//", "//me:my-password@") + "/none?key=my-secret&x=1"
-    message = error(address)
+    message = error(f"{server.url}/none?key=my-secret&x=1")
     assert "my-" not in message
-    assert message.startswith(server.url.replace("//", "//…@") + "/none?… cannot be read (")
+    assert message == f"{server.url}/none?… answered 404 Not Found; check the address"
+
+
+@pytest.mark.parametrize("name", ["me:my-password@", "me:my-pass@word:80@", "me@"])
+def test_a_password_in_an_address_is_neither_sent_nor_shown(server, name):
+    message = error(f"{server.url.replace('//', f'//{name}')}/image.png")
+    assert message.startswith(server.url.replace("//", "//…@") + "/image.png has ")
+    assert message.endswith("download it yourself")
 
 
 def test_names_are_shown_on_one_printable_line(tmp_path):

@@ -83,6 +83,11 @@ def test_a_system_prompt_replaces_the_conversations(prompt, text):
     assert build_messages(prompt, 0, system_prompt=text) == [system(text), user("Why?")]
 
 
+def test_an_answer_may_be_empty():
+    messages = [user("Why?"), assistant(""), user("So?")]
+    assert build_messages(messages, 0) == messages
+
+
 @pytest.mark.parametrize(
     ("prompt", "images", "words"),
     [
@@ -91,7 +96,8 @@ def test_a_system_prompt_replaces_the_conversations(prompt, text):
         ("<image>", 1, "prompt is empty"),
         ("<image> \n <image>", 2, "prompt is empty"),
         ([], 0, "prompt is empty"),
-        ([user("Why?"), assistant("")], 0, "prompt is empty"),
+        ([user("Why?"), assistant("So."), user(" ")], 0, "prompt is empty"),
+        ([system(""), user("Why?")], 0, "prompt is empty"),
         ([{"role": "user"}], 0, r"message 1 is .*expected role \(system, user, assistant\) and content"),
         ([{"content": "Why?"}], 0, "message 1 is .*expected role"),
         ([{"role": "user", "content": [{"type": "text"}]}], 0, "message 1 is .*expected role"),

@@ -223,6 +223,12 @@ def test_closed_standard_output(workplace):
     assert err == "generate.py: standard output is closed; send it to a terminal, a file or /dev/null\n"
 
 
+def test_closed_standard_input(workplace):
+    status, out, err = run(ROOT / "generate.py", "-p", "-", cwd=workplace[0], preexec_fn=lambda: os.close(0))
+    assert (status, out) == (2, "")
+    assert err == "generate.py: the prompt is empty; ask something\n"
+
+
 # Stopped conversions
 
 

@@ -133,6 +133,8 @@ def open_model(
     vocab_size = model.config.vocab_size
     if args.top_k >= vocab_size:
         raise InputError(f"top_k is {args.top_k}, but this model has {vocab_size} tokens; give less, or 0 for all")
+    if args.min_tokens_to_keep > vocab_size:
+        raise InputError(f"min_tokens_to_keep is {args.min_tokens_to_keep}, but this model has {vocab_size} tokens")
     for token in args.extra_eos_token:
         if token not in tokenizer.get_vocab() and not (token.isdecimal() and int(token) < vocab_size):
             raise InputError(f"{token!r} is not a token of this model; extra_eos_token takes tokens or their numbers")
@@ -159,7 +161,7 @@ def _read_stdin(prompt: str, images: list[str]) -> tuple[str, list[str | bytes]]
         raise InputError("standard input can be read once; give - for the prompt or for one image")
     if prompt == "-":
         try:
-            prompt = sys.stdin.buffer.read().decode()
+            prompt = sys.stdin.buffer.read().decode().removesuffix("\n")  # which echo adds
         except UnicodeDecodeError:
             raise InputError("the prompt on standard input is not UTF-8 text; save it as UTF-8") from None
     return prompt, [sys.stdin.buffer.read(MAX_BYTES + 1) if image == "-" else image for image in images]

@@ -71,7 +71,8 @@ def _check(args: argparse.Namespace, processes: int) -> None:
         raise InputError("--image is for one question; the lines of --batch name their own images")
     if args.max_kv_size is not None or args.kv_bits is not None:
         raise InputError("--batch has a plain KV cache; leave --max-kv-size and --kv-bits out")
-    if args.batch != STREAM and args.output != STREAM and args.output.exists() and args.output.samefile(args.batch):
+    files = [file for file in (args.batch, args.output) if file != STREAM and file.exists()]
+    if len(files) == 2 and files[0].samefile(files[1]):
         raise InputError(f"--output is {args.output}, the file of questions itself; choose another")
 
 

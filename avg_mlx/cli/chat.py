@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AvgMlxError, InputError
+from ..errors import AvgMlxError, InputError, printable
 from ..files import MAX_DATA, read_json, write_json
 from .answering import add_decoding_options, add_looking_options, add_model_options, decoding_of, model_name, open_model
 from .parser import Parser, Terminated, one_line, run
@@ -84,21 +84,21 @@ class Terminal:
             self.note("Ask away; /help lists the commands.")
         while True:
             try:
-                line = input("> " if interactive else "").strip()
+                line = next_line(interactive)
+                if line == "/exit":
+                    return
+                self.hear(line)
             except EOFError:
                 if interactive:
-                    print()  # so that the shell's prompt has a line of its own
+                    print(file=sys.stderr)  # so that the shell's prompt has a line of its own
                 return
             except KeyboardInterrupt as stop:
                 if isinstance(stop, Terminated) or not interactive:
                     raise
-                print()
+                print(file=sys.stderr)
                 self.note("[/exit or Ctrl-D leaves]")
-                continue
-            if line == "/exit":
-                return
-            try:
-                self.hear(line)
+            except BrokenPipeError:  # nobody reads the answers any more
+                raise
             except (AvgMlxError, OSError) as error:
                 print(one_line(error), file=sys.stderr)
 
@@ -138,11 +138,12 @@ class Terminal:
             if isinstance(stop, Terminated):
                 raise
             print(flush=True)
-            self.note("[stopped: the question counts as not asked]")
-            return
-        print(flush=True)
-        assert segment.answer is not None
-        self.note(routing_line(segment.answer))
+            if len(self.session.messages) == turns:
+                self.note("[stopped: the question counts as not asked]")
+        else:
+            print(flush=True)
+            assert segment.answer is not None
+            self.note(routing_line(segment.answer))
         if len(self.session.messages) > turns:
             self.names += self.next_names
             self.next_images, self.next_names = [], []
@@ -178,7 +179,7 @@ class Terminal:
 
     def save(self, name: str) -> None:
         """Write what `generate` takes: messages with a placeholder for every image, and the images' names."""
-        file = Path(_unescaped(name)).expanduser()
+        file = _file(name)
         if not name or file.exists():
             raise InputError(f"{name} exists already; choose another name" if name else "where to? /save FILE")
         system = self.session.system_prompt
@@ -188,7 +189,7 @@ class Terminal:
 
     def load(self, name: str) -> None:
         """Read what `save` wrote; the conversation so far is forgotten."""
-        file = Path(_unescaped(name)).expanduser()
+        file = _file(name)
         if not name or not file.is_file():
             raise InputError(
                 f"there is no file {name}; give one that /save wrote" if name else "which file? /load FILE"
@@ -206,9 +207,27 @@ class Terminal:
         self.note(f"[{len(self.session.messages) // 2} questions and {len(images)} images loaded from {file}]")
 
 
+def next_line(interactive: bool) -> str:
+    """The next line that is typed. Its prompt goes to standard error where answers are written to a file."""
+    seen = sys.stdout.isatty()
+    if interactive and not seen:
+        print("> ", end="", file=sys.stderr, flush=True)
+    return input("> " if interactive and seen else "").strip()
+
+
+def _file(name: str) -> Path:
+    """The file that a command names."""
+    if "\0" in name:
+        raise InputError(f"{printable(name)} cannot be a file; give another name")
+    try:
+        return Path(_unescaped(name)).expanduser()
+    except RuntimeError as error:  # a ~ without a home
+        raise InputError(f"{printable(name)} cannot be a file ({error}); give another name") from None
+
+
 def _unescaped(path: str) -> str:
     """Read a path as it stands, or else as a shell would: terminals quote what is dropped on them."""
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(ValueError, OSError, RuntimeError):
         words = shlex.split(path)
         if len(words) == 1 and not Path(path).expanduser().exists():
             return words[0]

@@ -53,7 +53,7 @@ def row(checkpoint: "Checkpoint") -> tuple[str, ...]:
         printable(checkpoint.place.title),
         checkpoint.family,
         printable(checkpoint.text_model, 20),
-        f"{checkpoint.bits} bits" if checkpoint.bits else checkpoint.dtype or "?",
+        f"{' and '.join(map(str, checkpoint.bits))} bits" if checkpoint.bits else checkpoint.dtype or "?",
         ROUTER[checkpoint.has_router],
         size(checkpoint.bytes),
     )
@@ -68,7 +68,7 @@ def described(checkpoint: "Checkpoint") -> dict[str, Any]:
         "family": checkpoint.family,
         "converted": checkpoint.converted,
         "text_model": checkpoint.text_model,
-        "bits": checkpoint.bits,
+        "bits": max(checkpoint.bits, default=None),
         "dtype": checkpoint.dtype,
         "router": checkpoint.has_router,
         "bytes": checkpoint.bytes,

@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         unknown, separator, given = message.partition("unrecognized arguments: ")
         if separator and not unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            message += nearest(given.split()[0], flags)
+            message += nearest(given.partition(" ")[0], flags)
         self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
 
 
@@ -65,6 +65,8 @@ def run(parser: Parser, work: Callable[[argparse.Namespace], None], arguments: l
     """Parse, work, and turn whatever goes wrong into one line on standard error and an exit status."""
     if sys.stderr is None:  # closed by the shell, as in 2>&-
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115
     about = "show the traceback of an error, and the BLAS in use"
     parser.add_argument("--verbose", action="store_true", default=False, help=about)
     args = parser.parse_args(arguments)

@@ -94,8 +94,9 @@ def stream_batch(
     """
     check_names(options, BatchOptions)
     batch = _Batch(model, tokenizer, **options)
-    if batch.batch_size < 1:
-        raise InputError(f"batch_size is {batch.batch_size}; expected 1 or more")
+    for name in ("batch_size", "prefill_step_size"):
+        if getattr(batch, name) < 1:
+            raise InputError(f"{name} is {getattr(batch, name)}; expected 1 or more")
     return batch.answer(requests)
 
 

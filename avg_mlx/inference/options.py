@@ -15,7 +15,10 @@ from ..inputs.image_io import MAX_PIXELS
 AUTO: Literal["auto"] = "auto"
 MAX_TOKENS = 256
 PREFILL_STEP_SIZE = 2048  # positions, mlx-lm's default
-KV_GROUP_SIZES = (64, 32)  # that MLX quantizes and this package chooses from, the preferred one first
+SMALLEST_KV = 5  # positions of a rotating KV cache, which keeps the first four
+KV_BITS = (2, 3, 4, 5, 6, 8)  # that MLX quantizes to
+KV_GROUP_SIZES = (32, 64, 128)  # that MLX quantizes
+CHOSEN_GROUP_SIZES = (64, 32)  # that this package chooses from, the preferred one first
 
 Granularity = int | Literal["auto"]
 Sampler = Callable[[mx.array], mx.array]  # log-probabilities → token ids
@@ -147,7 +150,14 @@ class Decoding:
         check_max_tokens(self.max_tokens)
         if self.prefill_step_size < 1:
             raise InputError(f"prefill_step_size is {self.prefill_step_size}; expected 1 or more")
+        if self.max_kv_size is not None and self.max_kv_size < SMALLEST_KV:
+            raise InputError(f"max_kv_size is {self.max_kv_size}; expected {SMALLEST_KV} or more")
         if self.kv_bits is not None:
+            if self.kv_bits not in KV_BITS:
+                raise InputError(f"kv_bits is {self.kv_bits}; expected one of {', '.join(map(str, KV_BITS))}")
+            if self.kv_group_size not in (None, *KV_GROUP_SIZES):
+                sizes = ", ".join(map(str, KV_GROUP_SIZES))
+                raise InputError(f"kv_group_size is {self.kv_group_size}; expected one of {sizes}")
             if self.max_kv_size is not None:
                 raise InputError("a rotating KV cache (max_kv_size) cannot be quantized (kv_bits); give one of the two")
             self.group_size(config)
@@ -155,8 +165,8 @@ class Decoding:
     def group_size(self, config: Config) -> int:
         """How many numbers of a quantized KV cache share a scale; InputError if no such size divides a head."""
         head = config.head_size
-        sizes = KV_GROUP_SIZES if self.kv_group_size is None else (self.kv_group_size,)
-        fitting = [size for size in sizes if size > 0 and head % size == 0]
+        sizes = CHOSEN_GROUP_SIZES if self.kv_group_size is None else (self.kv_group_size,)
+        fitting = [size for size in sizes if head % size == 0]
         if not fitting:
             raise InputError(
                 f"kv_group_size {' or '.join(map(str, sizes))} does not divide this model's head size {head}; "

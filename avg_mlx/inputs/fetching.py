@@ -38,6 +38,8 @@ def fetch(source: str | Path | bytes, timeout: float) -> tuple[str, bytes]:
             name, data = "the data URI", _decode_data_uri(text)
         elif scheme in ("http", "https"):
             name = shown_url(text)
+            if re.match(r"\w+://[^/?#]*@", text):
+                raise InputError(f"{name} has a user name or a password, which is never sent; download it yourself")
             data = _download(text, name, timeout)
         else:
             name = printable(text)
@@ -49,7 +51,7 @@ def fetch(source: str | Path | bytes, timeout: float) -> tuple[str, bytes]:
 
 def shown_url(url: str) -> str:
     """Return a URL as messages show it: without passwords and query, which may hold secrets."""
-    masked = re.sub(r"(//)[^/?#@]*@", r"\1…@", url)
+    masked = re.sub(r"(//)[^/?#]*@", r"\1…@", url)
     address, question, _ = masked.partition("?")
     return printable(address + (f"{question}…" if question else ""))
 

@@ -62,8 +62,9 @@ def _opened(source: ImageSource, max_pixels: int, timeout: float) -> Iterator[tu
             warnings.simplefilter("ignore")  # about odd metadata: the pixels are what matters
             image = source if isinstance(source, Image.Image) else _identify(data, name)
             _check_size(image, name, max_pixels)
-            if image.format == "JPEG" and image.width * image.height * data.count(START_OF_SCAN) > MAX_SCANNED:
-                raise InputError(f"{name} has {data.count(START_OF_SCAN)} scans, which take too long; save it again")
+            scans = data.count(START_OF_SCAN) if image.format in ("JPEG", "MPO") else 0  # MPO: several JPEGs in one
+            if image.width * image.height * scans > MAX_SCANNED:
+                raise InputError(f"{name} has {scans} scans, which take too long; save it again")
             yield name, image
     except InputError:
         raise

@@ -46,15 +46,19 @@ def build_messages(prompt: str | Messages, images: int, system_prompt: str | Non
     """Make a conversation with one placeholder for every image.
 
     prompt: a question, or messages of role and content. If there is no placeholder in it, the first user message
-    gets all of them in front, each on its own line. Raises InputError if a message has another form, if a text is
-    empty, or if the numbers of placeholders and images differ.
+    gets all of them in front, each on its own line. Raises InputError if a message has another form, if one that is
+    not an answer is empty, or if the numbers of placeholders and images differ.
     """
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-    for n, message in enumerate(messages):
+    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    messages: list[Message] = []
+    for n, message in enumerate(given):
         roles = ("user", "assistant") if n else ("system", "user", "assistant")
-        if message.get("role") not in roles or not isinstance(message.get("content"), str):
+        known = isinstance(message, Mapping) and message.get("role") in roles
+        if not known or not isinstance(message.get("content"), str):
             raise InputError(f"message {n + 1} is {message!r}; expected role ({', '.join(roles)}) and content (a text)")
-    if not messages or not all(m["content"].replace(PLACEHOLDER, "").strip() for m in messages):
+        messages.append(dict(message))
+    asked = [m["content"].replace(PLACEHOLDER, "").strip() for m in messages if m["role"] != "assistant"]
+    if not messages or not all(asked):
         raise InputError("the prompt is empty; ask something")
     if system_prompt is not None:
         messages = [{"role": "system", "content": system_prompt}] + [m for m in messages if m["role"] != "system"]
