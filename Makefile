@@ -13,6 +13,7 @@ test: $(VENV)/installed
 	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[torch]'
 	$(BIN)/pytest -m slow
 
 # What needs lmms-eval, in an environment of its own (docs/benchmarks.md).

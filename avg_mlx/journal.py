@@ -139,11 +139,14 @@ def _open(file: Path) -> FileIO:
         raise InputError(f"{file} is a device or a pipe, from which nothing can be resumed; choose another output")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         stream.close()
         raise InputError(
             f"another process is writing {file}; wait until it has ended, or choose another output"
         ) from None
+    except OSError as error:  # a file system without locks
+        stream.close()
+        raise AvgMlxError(f"cannot lock {file} ({error.strerror}); choose an output on another disk") from error
     return stream
 
 

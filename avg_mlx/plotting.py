@@ -20,7 +20,7 @@ MISSING = "pictures are drawn by matplotlib, which is not installed; install it:
 
 # Colours that colour-blind readers tell apart (Okabe and Ito's). What they tell is told by shapes or words too.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-SKY, PINK, BLACK, GREY, PALE = "#56B4E9", "#CC79A7", "#000000", "0.35", "0.85"
+SKY, PINK, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "0.35"
 DIVERGING = "PuOr"  # from orange, against, over white to purple, for: safe for colour-blind readers too
 AGAINST, FOR = "#B35806", "#542788"  # near its ends
 

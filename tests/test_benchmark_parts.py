@@ -3,24 +3,28 @@
 import importlib.util
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avg_mlx import InputError
+from avg_mlx import AvgMlxError, InputError
 from avg_mlx.benchmark.data import local_copy, parquet_files
 from avg_mlx.benchmark.intervals import interval_of
 from avg_mlx.benchmark.modes import check_modes, default_modes, looking_of, name_of
 from avg_mlx.benchmark.paper import PAPER, benchmark_of
 from avg_mlx.benchmark.plot import plot_scores, plot_shares
+from avg_mlx.benchmark.questions import question_of
 from avg_mlx.benchmark.results import Attempt, Result
+from avg_mlx.benchmark.run import _questions
 from avg_mlx.benchmark.scoring import Score
 from avg_mlx.benchmark.summary import summarize, tables
 from avg_mlx.cli.benchmark import main
 from avg_mlx.evaluation.summary import wilson
 from avg_mlx.inference.options import Looking
+from avg_mlx.markdown import table
 
 LEVELS = (1, 2, 4, 8, 16)  # of the tiny model
 
@@ -198,6 +202,46 @@ def test_the_tables_show_ours_beside_the_papers(one):
     assert adaptive[8:] == ["66.7%", "", "", "", "33.3%", "80.0%", "1.14×"]
     assert finest[:5] + finest[7:8] + finest[-2:] == ["GQA", "16", "160.0", "0.0%", "1.00×", "1", "", ""]
     assert "mme is left out: it is not here." in tables(summary_of(one))
+
+
+def test_a_metric_of_the_same_name_in_another_task_is_not_the_papers():
+    items = [{"question": n, "score": n % 2} for n in range(10)]
+    found = interval_of("gpt_eval_score", 0.5, items, papers=False)
+    assert (found.low, found.high) == pytest.approx(wilson(5, 10))
+
+
+@pytest.mark.parametrize(("scores", "highest"), [((0.2, 0.9), 1), ((0.2, 57.3), 100), ((900.0, 1200.0), 1200)])
+def test_scores_that_the_paper_does_not_have_keep_their_scale(tiny, scores, highest):
+    modes = {mode: {"novel": Score(score, None)} for mode, score in zip(("adaptive", "16"), scores, strict=True)}
+    results = [result(0, adaptive=attempt(1), _16=attempt(16))]
+    told = summarize(benchmark_of("other"), results, modes, tiny[0].config)["modes"]
+    assert [one["scores"]["novel"]["highest"] for one in told.values()] == [highest] * 2
+    assert [one["scores"]["novel"]["score"] for one in told.values()] == list(scores)
+
+
+def test_a_task_that_cannot_be_asked_says_so():
+    def breaks(limit):
+        raise KeyError("image")
+
+    task = SimpleNamespace(config=SimpleNamespace(task="odd"), build_all_requests=breaks, instances=[])
+    with pytest.raises(AvgMlxError, match="lmms-eval cannot ask odd"):
+        _questions(task, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "greedy"), [({"temperature": 0.7, "do_sample": False}, True), ({"temperature": 1}, False)]
+)
+def test_only_greedy_answers_are_given(options, greedy):
+    instance = SimpleNamespace(args=("Why?", None, options, 0, "task", "test"))
+    if greedy:
+        assert question_of(instance, {}).text == "Why?"
+    else:
+        with pytest.raises(InputError, match="temperature"):
+            question_of(instance, {})
+
+
+def test_cells_do_not_break_a_table():
+    assert table(["name", "n"], [["a|b\nc", 1]]).splitlines()[2] == r"| a\|b c |   1 |"
 
 
 def test_a_summary_is_json(one):

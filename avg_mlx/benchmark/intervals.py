@@ -23,14 +23,15 @@ class Interval:
     method: Method
 
 
-def interval_of(metric: str, score: float, items: Sequence[Any]) -> Interval | None:
+def interval_of(metric: str, score: float, items: Sequence[Any], papers: bool = True) -> Interval | None:
     """The interval of a score.
 
-    items: what lmms-eval says of each question under the metric's name, of which it makes the score. Shares of right
-    answers have Wilson's interval; means of other numbers, MME's sums and F1 are drawn again DRAWS times, with a seed.
-    Returns None where it is not known how the score comes about.
+    items: what lmms-eval says of each question under the metric's name, of which it makes the score. papers: whether
+    the task is one of the paper's; others may have a metric of the same name. Shares of right answers have Wilson's
+    interval; means of other numbers, MME's sums and F1 are drawn again DRAWS times, with a seed. Returns None where it
+    is not known how the score comes about.
     """
-    if metric in SPECIAL:
+    if papers and metric in SPECIAL:
         return SPECIAL[metric](score, items)
     values: list[Any] = [item.get("score") if isinstance(item, dict) else item for item in items]
     if not values or not all(isinstance(value, int | float) for value in values):

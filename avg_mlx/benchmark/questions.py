@@ -39,7 +39,7 @@ def question_of(instance: "Instance", docs: Mapping[str, Any], max_new_tokens: i
     Raises InputError for a task that wants answers drawn at random.
     """
     text, doc_to_messages, options, doc_id, task, split = instance.args
-    if (options.get("temperature") or 0) > 0:
+    if (options.get("temperature") or 0) > 0 and options.get("do_sample", True):
         raise InputError(f"{task} asks for a temperature of {options['temperature']}; only greedy answers are given")
     max_tokens = int(options.get("max_new_tokens") or max_new_tokens)
 

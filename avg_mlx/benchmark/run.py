@@ -14,6 +14,7 @@ from ..model.avg_llava import Model
 from ..progress import Progress, silent
 from .answering import Answerer
 from .asking import RESUME, ask, open_journal, settings_of
+from .data import reason
 from .modes import check_modes, default_modes
 from .paper import benchmark_of
 from .plot import plot_scores, plot_shares
@@ -61,16 +62,24 @@ def benchmark(
     output = Path(output)
     model.eval()
     answerer = Answerer(model, tokenizer, check_modes(modes or default_modes(model.config), model.config))
-    asked = {name: _questions(task, _limit(name, limit)) for name, task in tasks.items()}
+    asked, told = {}, list(failed)
+    for name, task in tasks.items():
+        try:
+            asked[name] = _questions(task, _limit(name, limit))
+        except AvgMlxError as error:
+            told.append(str(error))
+    if not asked:
+        raise InputError("; ".join(told))
     everything = [question for questions in asked.values() for question in questions]
     with open_journal(output, answerer) as journal:
         results = ask(answerer, everything, journal, skip_bad, report)
-        found, told = {}, list(failed)
+        found = {}
         try:
-            for name, task in tasks.items():
-                own = [results[question.key] for question in asked[name]]
+            for name, questions in asked.items():
+                task, most = tasks[name], _limit(name, limit)
+                own = [results[question.key] for question in questions]
                 try:
-                    scores = {mode: _score(task, own, mode, _limit(name, limit), output) for mode in answerer.modes}
+                    scores = {mode: _score(task, own, mode, most, output) for mode in answerer.modes}
                     found[name] = summarize(benchmark_of(name), own, scores, model.config)
                 except AvgMlxError as error:
                     told.append(str(error))
@@ -87,10 +96,16 @@ def _limit(task: str, limit: int | None) -> int | None:
 
 
 def _questions(task: "ConfigurableTask", limit: int | None) -> list[Question]:
-    """A task's questions."""
-    with contextlib.redirect_stderr(io.StringIO()):  # lmms-eval shows how far it has come
-        task.build_all_requests(limit=limit)
-    return [question_of(instance, {task.config.task: task.dataset}) for instance in task.instances]
+    """A task's questions. Raises AvgMlxError where lmms-eval fails, and for a task that cannot be asked here."""
+    name = task.config.task
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # lmms-eval shows how far it has come
+            task.build_all_requests(limit=limit)
+        return [question_of(instance, {name: task.dataset}) for instance in task.instances]
+    except AvgMlxError:
+        raise
+    except Exception as error:
+        raise AvgMlxError(f"lmms-eval cannot ask {name} ({reason(error)})") from error
 
 
 def _score(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import AvgMlxError
 from .data import reason
 from .intervals import Interval, interval_of
+from .paper import BY_TASK
 
 if TYPE_CHECKING:
     from lmms_eval.api.task import ConfigurableTask
@@ -56,7 +57,7 @@ def score(task: "ConfigurableTask", answers: Mapping[int, str], limit: int | Non
         metric, _, _ = key.partition(",")
         if metric in task.aggregation() and isinstance(value, int | float) and metric not in scores:
             items = [sample[metric] for sample in samples if metric in sample]
-            scores[metric] = Score(float(value), interval_of(metric, float(value), items))
+            scores[metric] = Score(float(value), interval_of(metric, float(value), items, name in BY_TASK))
     return scores
 
 

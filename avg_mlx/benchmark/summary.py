@@ -22,11 +22,14 @@ def summarize(
     benchmark: Benchmark, results: Sequence[Result], scores: Mapping[str, Scores], config: Config
 ) -> dict[str, Any]:
     """A benchmark's scores, visual tokens, time and choices in each mode; `scores` are lmms-eval's, by mode."""
+    largest: dict[str, float] = {}
+    for name, score in (pair for one in scores.values() for pair in one.items()):
+        largest[name] = max(largest.get(name, 0.0), score.value)
     return {
         "title": benchmark.title,
         "questions": len(results),
         "modes": {
-            mode: {"scores": _scores(benchmark, one)} | _efficiency(results, mode, config)
+            mode: {"scores": _scores(benchmark, one, largest)} | _efficiency(results, mode, config)
             for mode, one in scores.items()
         },
         "paper": {
@@ -38,10 +41,11 @@ def summarize(
     }
 
 
-def _scores(benchmark: Benchmark, scores: Scores) -> dict[str, Any]:
-    """Those that the benchmark names first, and all others in lmms-eval's own scale."""
+def _scores(benchmark: Benchmark, scores: Scores, largest: Mapping[str, float]) -> dict[str, Any]:
+    """Those that the benchmark names first, and all others in lmms-eval's own scale: to 1, to 100, or to whatever."""
     named = {metric.name: metric for metric in benchmark.metrics if metric.name in scores}
-    others = {name: Metric(name, name, 1.0, 1.0) for name in scores if name not in named}
+    highest = {name: next((top for top in (1.0, 100.0) if largest[name] <= top), largest[name]) for name in scores}
+    others = {name: Metric(name, name, 1.0, highest[name]) for name in scores if name not in named}
     shown = named or others
     return {name: _score(metric, scores[name], name in shown) for name, metric in (named | others).items()}
 

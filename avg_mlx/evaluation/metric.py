@@ -24,9 +24,9 @@ CONTRACTIONS = {word.replace("'", ""): word for word in CONTRACTED.split()}
 def normalize(answer: str) -> str:
     """Normalize an answer as the VQA evaluation does (https://visualqa.org/evaluation.html).
 
-    Everything is lower case. Periods go unless they are decimal points, commas within numbers go, and other punctuation
-    becomes a space, except for apostrophes and colons. Number words become digits, articles go, and contractions get
-    their apostrophe. An answer that would vanish ("A", "?") is kept.
+    Everything is lower case. Periods go unless they are decimal points, commas within numbers go, and PUNCTUATION
+    becomes spaces. Number words become digits, articles go, and contractions get their apostrophe. An answer that would
+    vanish ("A", "?") is kept.
     """
     text = answer.lower().replace("’", "'")
     bare = re.sub(r"(?<=\d),(?=\d)", "", text)

@@ -13,7 +13,7 @@ from ..config import CLIP, Config, form_of, tower_type
 from ..errors import InputError, listing, printable, problem, shown
 from ..files import read_json
 from .demo import DEMO, demo_model
-from .quantization import DTYPES, Dtype
+from .quantization import DTYPES, Dtype, widths
 from .weight_files import WeightFiles, absent_files, opened, weight_files
 
 
@@ -40,7 +40,7 @@ class Checkpoint:
     family: str
     converted: bool
     text_model: str  # such as llama or mistral
-    bits: int | None  # of the language model's weights, if they are quantized
+    bits: tuple[int, ...]  # of the language model's weights, if they are quantized; several in a mixture
     dtype: Dtype | None  # of all others, if the config says so
     bytes: int  # of the weight files
     has_router: bool | None  # None: only unpickling the weights would tell
@@ -132,7 +132,7 @@ def examine(place: Place) -> Checkpoint | None:
         family=_family(keys),
         converted=config is not None,
         text_model=_text_model(text.get("model_type")),
-        bits=quantization.get("bits") if quantization else None,
+        bits=tuple(widths(quantization)) if config and quantization else (),
         dtype=next((dtype for dtype in DTYPES if dtype in dtypes), None),
         bytes=sum(os.path.getsize(path) for path in weights.paths),
         has_router=config.has_router if config else _has_router(names),

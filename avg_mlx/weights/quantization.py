@@ -5,7 +5,7 @@ Nothing here loads MLX before something is quantized, so that the command line c
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -81,6 +81,13 @@ class Quantization:
             reason = f"no layer's width is a multiple of group_size={size}"
             raise InputError(f"nothing can be quantized, since {reason}; choose a smaller one")
         return keys
+
+
+def widths(quantization: Mapping[str, Any]) -> list[int]:
+    """The bits that a config's `quantization` gives to layers of the language model, the fewest first."""
+    layers = [about for name, about in quantization.items() if name.startswith("language_model.")]
+    bits = {about["bits"] for about in layers if isinstance(about, Mapping) and "bits" in about}
+    return sorted(bits) or [quantization["bits"]]
 
 
 def dequantize(model: "Model", keys: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCardData
 
 from ..config import Config, VisionConfig
 from ..files import MAX_TOKENIZER, check_file
+from .quantization import widths
 from .writing import Content
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json")
@@ -76,7 +77,8 @@ def model_card(origin: str, keys: Mapping[str, Any]) -> str:
     )
     quantization = keys.get("quantization")
     if quantization:
-        weights = f"language model quantized to {quantization['bits']} bits in groups of {quantization['group_size']}"
+        bits = " and ".join(map(str, widths(quantization)))
+        weights = f"language model quantized to {bits} bits in groups of {quantization['group_size']}"
     else:
         weights = f"weights in {keys['torch_dtype']}"
     config = Config.from_dict(keys)
