@@ -182,6 +182,47 @@ def test_a_page_that_is_left_while_it_answers_has_the_question_when_it_is_loaded
     page.page.wait_for_selector(".answer.stopped")
 
 
+def test_what_is_written_meanwhile_is_not_asked_again(visit, endless):
+    page = visit(endless)
+    page.give()
+    begin(page)
+    page.page.reload()
+    page.page.wait_for_selector(".answer.failed")
+    page.page.fill("#question", "And the shape?")
+    page.page.click(".again")
+    expect(page.page.locator(".answer.running .text")).not_to_be_empty()
+    first, again = page.bodies(CHAT)
+    assert again == first
+    assert page.page.input_value("#question") == "And the shape?"
+    page.page.keyboard.press("Escape")
+    page.page.wait_for_selector(".answer.stopped")
+
+
+def test_a_new_conversation_forgets_the_answer_that_is_coming(visit, endless):
+    page = visit(endless)
+    page.give()
+    begin(page)
+    page.page.click("#anew")
+    page.page.wait_for_selector("#ask:visible")
+    while not endless.idle:
+        page.page.wait_for_timeout(50)
+    assert page.page.locator(".answer").count() == page.page.locator(".problem:visible").count() == 0
+    assert page.page.input_value("#question") == ""
+    assert not page.page.is_visible("#picture")
+
+
+@pytest.mark.parametrize("typed", ["a\N{HORIZONTAL ELLIPSIS}b", " "])
+def test_what_cannot_be_a_key_is_told_at_once(visit, typed):
+    with running("--api-key", "sesame") as (url, _):
+        page = visit(url, keyed=True)
+        page.page.fill("#key", typed)
+        page.page.keyboard.press("Enter")
+        page.page.wait_for_selector("#key-problem:not(:empty)")
+        page.page.click("#key-cancel")
+        page.page.wait_for_selector("#problem:not(:empty)")
+        assert not page.page.is_visible("#key-dialog")
+
+
 def test_stopping_keeps_what_has_come_and_frees_the_server(visit, endless):
     page = visit(endless)
     page.give()
