@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
+import numpy as np
 from palette import Color
 from PIL import Image, ImageDraw, ImageOps
 
@@ -147,6 +148,28 @@ def nothing_or_strange(rng: Random, size: Size, photos: tuple[str, ...]) -> Imag
     return strange(rng, size, photos) if rng.random() < 0.5 else varied_nothing(rng, size, photos)
 
 
+def swirled(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+    """A photograph turned about a point, the more the nearer to it: rings and bows, as wheels and flowers have."""
+    from skimage.transform import swirl
+
+    pixels, side = np.asarray(photo_part(rng, size, photos)), min(size)
+    for _ in range(rng.randint(1, 3)):
+        center = rng.uniform(0, size[0]), rng.uniform(0, size[1])
+        strength, radius = rng.choice([-1, 1]) * rng.uniform(1, 12), side * rng.uniform(0.3, 1.2)
+        pixels = swirl(pixels, center, strength, radius, order=1, mode="reflect", preserve_range=True)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def with_swirls(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+    """A background of any kind, now and then a strange or a swirled one."""
+    return swirled(rng, size, photos) if rng.random() < 0.06 else varied_or_strange(rng, size, photos)
+
+
+def nothing_with_swirls(rng: Random, size: Size, photos: tuple[str, ...]) -> Image.Image:
+    """A picture without shapes or text, in three cases of ten a swirled photograph."""
+    return swirled(rng, size, photos) if rng.random() < 0.3 else nothing_or_strange(rng, size, photos)
+
+
 def gradient(rng: Random, size: Size) -> Image.Image:
     """From one colour to another in some direction."""
     ramp = Image.linear_gradient("L").rotate(rng.uniform(0, 360), Image.Resampling.BILINEAR)
@@ -189,3 +212,4 @@ def photo_part(rng: Random, size: Size, names: tuple[str, ...]) -> Image.Image:
 PLAIN: tuple[Maker, Maker] = background, nothing_to_see  # behind something, and where nothing is
 VARIED: tuple[Maker, Maker] = varied, varied_nothing
 STRANGE: tuple[Maker, Maker] = varied_or_strange, nothing_or_strange
+SWIRLED: tuple[Maker, Maker] = with_swirls, nothing_with_swirls

@@ -2,8 +2,8 @@
 
     python examples/demo/book.py build/demo
 
-writes mix.json, late.json, last.json, wide.json, free.json, many.json and broad.json for the language model,
-router.json for the router, and their pictures.
+writes mix.json, late.json, last.json, wide.json, free.json, many.json, broad.json and chat.json for the language
+model, router.json for the router, and their pictures.
 """
 
 import json
@@ -14,12 +14,12 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from backgrounds import PLAIN, STRANGE, TRAIN_PHOTOS, VARIED, Maker, Size
+from backgrounds import PLAIN, STRANGE, SWIRLED, TRAIN_PHOTOS, VARIED, Maker, Size
 from easy_vqa_data import easy_vqa, easy_vqa_image
 from pictures import OTHER_FONTS, SHAPES, TESTED_FONTS, Scene, draw_scene, font_of, some_size
 from PIL import Image
 from questions import Asker, Pair
-from wordings import ANYHOW, FREELY, HURRIED, LEARN, PATTERNS
+from wordings import ANYHOW, CHATTING, FREELY, HURRIED, LEARN, PATTERNS
 from words import some_longer_text, some_text
 
 SEED = 0
@@ -68,8 +68,23 @@ BROAD = MANY._replace(
     outside=0.25,
     broad=0.55,
 )
+# One shape is as likely as more, or one that is there would be counted twice.
+CHAT = BROAD._replace(
+    name="chat",
+    pages=76_000,
+    text=0.37,
+    both=0.27,
+    shapes=0.24,
+    talk=0.7,
+    describe=0.5,
+    behind=SWIRLED,
+    part=CHATTING,
+    crowds=(1, 1, 1, 2, 2, 3),
+    outside=0.35,
+    broad=0.45,
+)
 # What a picture shows must not tell what will be asked.
-ROUTER = Book("router", 4_000, 0.15, 0.6, 0.2, behind=VARIED, wide=True, part=HURRIED, broad=0.35)
+ROUTER = Book("router", 4_000, 0.15, 0.6, 0.2, behind=VARIED, wide=True, part=CHATTING, broad=0.35)
 
 
 ABOUT_SHAPES = {"shape": 0.7, "color": 0.7, "present": 1.0, "is": 0.6, "count": 0.5}
@@ -216,6 +231,7 @@ def build(folder: Path) -> None:
     save(folder / "free.json", easy[2::4] + pages(folder, FREE))
     save(folder / "many.json", easy[3::4] + pages(folder, MANY))
     save(folder / "broad.json", easy[1::4] + pages(folder, BROAD))
+    save(folder / "chat.json", easy[1::8] + pages(folder, CHAT))
 
 
 def save(file: Path, samples: list[dict]) -> None:

@@ -6,6 +6,7 @@ Between its books it gets one more way to divide pictures, and tokens for more w
 
     python examples/demo/start.py wider build/demo/longer build/demo/wider
     python examples/demo/start.py worded build/demo/freed build/demo/worded
+    python examples/demo/start.py chatty build/demo/broadened build/demo/chatty
     python examples/demo/start.py router build/demo/finished build/demo/with_router
 """
 
@@ -139,7 +140,17 @@ def write_wider(folder: Path, wider: Path) -> None:
 
 
 def write_worded(folder: Path, worded: Path) -> None:
-    """The same model with a token for each word of the patterns, most of which it had to spell.
+    """The same model with a token for each word of the patterns, most of which it had to spell."""
+    write_more_words(folder, worded, ("patterns.yaml", "more_patterns.yaml", "many_patterns.yaml"))
+
+
+def write_chatty(folder: Path, chatty: Path) -> None:
+    """The same model with a token for each word of the last patterns."""
+    write_more_words(folder, chatty, ("chat_patterns.yaml",))
+
+
+def write_more_words(folder: Path, other: Path, files: tuple[str, ...]) -> None:
+    """The same model with a token for each word that files of patterns say.
 
     A new word begins near the average of those known: it says that something is asked, and little more.
     """
@@ -148,11 +159,11 @@ def write_worded(folder: Path, worded: Path) -> None:
     pieces = tokenizer["model"]["vocab"]
     embedding = model.language_model.model.embed_tokens
     known = embedding.weight[mx.array([number for piece, number in pieces.items() if re.fullmatch("_[a-z]+", piece)])]
-    new = [f"_{word}" for word in pattern_words() if f"_{word}" not in pieces]
+    new = [f"_{word}" for word in pattern_words(files) if f"_{word}" not in pieces]
     pieces |= {piece: len(pieces) + n for n, piece in enumerate(new)}
     noise = mx.random.normal((len(new), known.shape[1]), key=mx.random.key(SEED)) * mx.std(known, axis=0) / 2
     embedding.weight = mx.concatenate([embedding.weight, mx.mean(known, axis=0) + noise])
-    write_changed(folder, worded, model, {"vocab_size": len(pieces)}, tokenizer)
+    write_changed(folder, other, model, {"vocab_size": len(pieces)}, tokenizer)
     print(f"{len(new)} more words are tokens")
 
 
@@ -198,6 +209,11 @@ def initial(name: str, array: mx.array) -> mx.array:
 
 
 if __name__ == "__main__":
-    steps = {"model": write_model, "wider": write_wider, "worded": write_worded, "router": write_router}
-    write = steps[sys.argv[1]]
+    write = {
+        "model": write_model,
+        "wider": write_wider,
+        "worded": write_worded,
+        "chatty": write_chatty,
+        "router": write_router,
+    }[sys.argv[1]]
     write(*map(Path, sys.argv[2:]))

@@ -11,12 +11,16 @@ from palette import NAMES as COLORS
 from words import common_words
 
 LEARN, TRIAL, TEST = "learn", "trial", "test"
+NEITHER = "neither"  # neither learned nor asked: learned, but for a contraction
 PATTERNS = "patterns"  # what is learned, and more of patterns.yaml
 FREELY = "freely"  # more again, of more_patterns.yaml, and words that change nothing
 ANYHOW = "anyhow"  # most of it from many_patterns.yaml, the rest as before
 HURRIED = "hurried"  # the same, now and then with an apostrophe left out, or a slip of the fingers
-BY_MANY = (ANYHOW, HURRIED)
+CHATTING = "chatting"  # half of it from chat_patterns.yaml, with more before a question and after it
+BY_MANY = (ANYHOW, HURRIED, CHATTING)
 PATTERNED = (PATTERNS, FREELY, *BY_MANY)
+POLITE = {FREELY: 0.25, ANYHOW: 0.25, HURRIED: 0.25, CHATTING: 0.35}  # how often something stands before a question
+FOLLOWED = {ANYHOW: 0.15, HURRIED: 0.15, CHATTING: 0.3}  # and how often after it
 SHAPE_NAMES = ("circle", "rectangle", "triangle")
 EMPTY = "I see no shape or text that I know."
 OUTSIDE = "I only know shapes, colours and short texts."
@@ -39,13 +43,20 @@ def some_wording(rng: Random, kind: str, part: str) -> str:
     file = _some_file(rng, kind, part)
     while file:
         wording = expanded(rng, rng.choice(asked_in(file)[kind]))
-        if bare(wording) not in held_out():
+        if not _is_held_out(bare(wording), part):
             return wording
     return rng.choice(kinds()[kind][LEARN])
 
 
+def _is_held_out(wording: str, part: str) -> bool:
+    """Whether a bare wording is not learned; the last part does not say its contraction either."""
+    return wording in held_out() or (part == CHATTING and contracted(wording) in held_out_contracted())
+
+
 def _some_file(rng: Random, kind: str, part: str) -> str | None:
     """The file of patterns that a wording is taken from, if it is not one of wordings.yaml or outside.yaml."""
+    if part == CHATTING and rng.random() < 0.5:
+        return "chat_patterns.yaml"
     if part in BY_MANY and rng.random() < 0.75:
         return "many_patterns.yaml"
     if rng.random() < (0.35 if part == PATTERNS else 0.2):
@@ -86,8 +97,19 @@ def bare(wording: str) -> str:
 
 @cache
 def held_out() -> set[str]:
-    """What is not learned: the bare wordings of the validation set and the tests."""
-    return {bare(way) for parts in kinds().values() for part in (TRIAL, TEST) for way in parts[part]}
+    """What is not learned: the bare wordings of the validation set and the tests, and those that are asked nowhere."""
+    return {bare(way) for parts in kinds().values() for part in (TRIAL, TEST, NEITHER) for way in parts.get(part, [])}
+
+
+def contracted(wording: str) -> str:
+    """A bare wording, as it is asked in three of ten cases."""
+    return re.sub(r"^(what|who|where) is\b", r"\1s", wording)
+
+
+@cache
+def held_out_contracted() -> set[str]:
+    """The same, each in its contracted form."""
+    return {contracted(wording) for wording in held_out()}
 
 
 @cache
@@ -96,8 +118,13 @@ def nouns(part: str) -> list[str]:
     named = asked_in("outside.yaml")["nouns"]
     if part not in PATTERNED:
         return named[part]
-    more = asked_in("patterns.yaml")["nouns"] + (asked_in("many_patterns.yaml")["nouns"] if part in BY_MANY else [])
-    return [noun for noun in named[LEARN] + more if noun not in named[TRIAL] + named[TEST]]
+    files = ["patterns.yaml"]
+    if part in BY_MANY:
+        files.append("many_patterns.yaml")
+    if part == CHATTING:
+        files.append("chat_patterns.yaml")
+    known = named[LEARN] + [noun for file in files for noun in asked_in(file)["nouns"]]
+    return [noun for noun in known if noun not in named[TRIAL] + named[TEST]]
 
 
 def ask(rng: Random, kind: str, part: str, **names: str) -> str:
@@ -125,7 +152,7 @@ def _varied(rng: Random, question: str, part: str) -> str:
         question = question.replace("color", "colour")
     if rng.random() < 0.3:
         question = re.sub(r"^(what|who|where) is\b", r"\1's", question, flags=re.IGNORECASE)
-    if rng.random() < (0.25 if part in (FREELY, *BY_MANY) else 0.12):
+    if rng.random() < POLITE.get(part, 0.12):
         polite = some_wording(rng, "politeness", part)
         question = polite + question[0].lower() + question[1:]
     if question[-1] in "?." and rng.random() < 0.35:
@@ -134,9 +161,11 @@ def _varied(rng: Random, question: str, part: str) -> str:
         question = rng.choice([str.upper, str.lower])(question)
     if part == FREELY and rng.random() < 0.4:
         return with_aside(rng, question)
-    if part == HURRIED:
+    if part in (HURRIED, CHATTING):
         question = hurried(rng, question)
-    return followed(rng, question) if part in BY_MANY and rng.random() < 0.15 else question
+    if part == CHATTING and rng.random() < 0.1:
+        return with_aside(rng, question)
+    return followed(rng, question, part) if part in FOLLOWED and rng.random() < FOLLOWED[part] else question
 
 
 def hurried(rng: Random, question: str) -> str:
@@ -166,9 +195,10 @@ def with_aside(rng: Random, question: str) -> str:
     return " ".join(words) + mark
 
 
-def followed(rng: Random, question: str) -> str:
+def followed(rng: Random, question: str, part: str) -> str:
     """A question, and something that is said after it."""
-    after = rng.choice(asked_in("many_patterns.yaml")["after"])
+    chatting = part == CHATTING and rng.random() < 0.7
+    after = rng.choice(asked_in("chat_patterns.yaml" if chatting else "many_patterns.yaml")["after"])
     if after[0] != ",":
         return question + after
     asked, mark = re.fullmatch(r"(.*?)( ?[?.!]?)", question).groups()
@@ -185,10 +215,10 @@ def strays() -> list[str]:
 
 
 @cache
-def pattern_words() -> list[str]:
-    """The words that the patterns say at least twice, in lower case."""
+def pattern_words(files: tuple[str, ...]) -> list[str]:
+    """The words that files of patterns say at least twice, in lower case."""
     said: Counter[str] = Counter()
-    for file in ("patterns.yaml", "more_patterns.yaml", "many_patterns.yaml"):
+    for file in files:
         for kind, patterns in asked_in(file).items():
             if kind != "nouns":
                 texts = patterns.values() if kind == "phrases" else patterns
