@@ -391,6 +391,18 @@ def test_a_router_that_is_there_is_trained_on_after_stage_3_too(tiny_folder, dat
     assert mx.abs(new - before).mean().item() > 0.5
 
 
+def test_a_folder_that_stage_4_would_refuse_is_refused_before_stage_3(tiny_stage3, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "_instruct", None)
+    options = RglfOptions(model=tiny_stage3, data=data, adapter_path=tmp_path / "on")
+    options.adapter_path.mkdir()
+    (options.adapter_path / "feedback.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"feedback\.jsonl is of the model before it is trained"):
+        train_rglf(options)
+    (options.adapter_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="a run of train router alone"):
+        train_rglf(replace(options, resume=True))
+
+
 def test_what_stage_3_holds_out_stage_4_does_not_learn(tiny_stage3, data, tmp_path, monkeypatch):
     given = []
     for stage in ("_instruct", "_router"):

@@ -14,6 +14,7 @@ from serving import SMALL, WIDE, chat, data_uri, picture, question, serving, unt
 from avg_mlx import load
 from avg_mlx.inference.options import Looking
 from avg_mlx.serving.asking import Defaults
+from avg_mlx.serving.images import ImageReader
 from avg_mlx.serving.jobs import EngineOptions
 from avg_mlx.serving.server import bind
 
@@ -149,6 +150,18 @@ def test_all_requests_together_hold_no_more_than_they_may(own):
             assert error.headers["retry-after"] == "1"
         until(lambda: server.idle)
         assert server.post(chat("Why?")).status_code == 200
+
+
+def test_images_are_counted_before_the_next_one_is_read(own, monkeypatch):
+    read = []
+    cut = ImageReader._cut
+    monkeypatch.setattr(ImageReader, "_cut", lambda reader, source: read.append(source) or cut(reader, source))
+    with serving(own, total_bytes=1 << 20, max_images=16) as server:
+        error = server.post(chat("Why?", *[picture(112, 112, seed) for seed in range(16)]))
+        assert refused(error, 429)["code"] == "queue_full"
+        assert 0 < len(read) < 16
+        until(lambda: server.idle)
+        assert server.service.intake.bytes == 0
 
 
 def test_a_full_server_says_when_to_come_again(own, monkeypatch):

@@ -723,3 +723,12 @@ def test_a_checkpoint_without_all_tensors_is_passed_over(tmp_path):
     mx.save_safetensors(str(last / "model.safetensors"), {"weight": mx.zeros(4)})
     fit(tmp_path / "cut")
     same_results(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_processes_that_do_not_stand_at_the_same_step_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, interrupting(3))
+    gather = mx.distributed.all_gather
+    monkeypatch.setattr(mx.distributed, "all_gather", lambda x, **kw: mx.concatenate([gather(x, **kw), x * 0]))
+    with pytest.raises(InputError, match="do not resume at the same step; all must see"):
+        fit(tmp_path)

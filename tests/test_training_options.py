@@ -155,3 +155,11 @@ def test_what_must_stay_the_same_when_a_run_is_resumed():
 def test_the_fine_tune_types_are_those_of_adapters():
     """Named twice, since adapters need MLX and options must not."""
     assert get_args(FineTuneType) == get_args(adapters.FineTuneType)
+
+
+def test_a_path_may_begin_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = InstructOptions(**REQUIRED | {"adapter_path": Path("~/tuned"), "image_folder": "~/photos"})
+    assert (options.adapter_path, options.image_folder) == (tmp_path / "tuned", tmp_path / "photos")
+    with pytest.raises(InputError, match=r"adapter_path is .*nosuchuser.*expected a path"):
+        InstructOptions(**REQUIRED | {"adapter_path": "~nosuchuser/tuned"})
