@@ -1,6 +1,5 @@
 """The way of a request: read, look, answer."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,18 +8,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ..errors import origin
 from . import exchange, telling
 from .asking import Asked
 from .bodies import Place
 from .exchange import EventStream, Exchange, unless_hung_up
 from .gate import TOLD, problem_response
 from .jobs import Done, Job, Piece, Routed
-from .problems import HungUp, Problem, as_problem
+from .problems import HungUp, told_problem
 from .service import Read, Service
 
 OF_THE_WHOLE = ("context_length_exceeded", "too_many_images")  # problems of the conversation, not of one message
-logger = logging.getLogger(__name__)
 
 
 class Writer(exchange.Writer, Protocol):
@@ -55,12 +52,10 @@ class Endpoint:
         except HungUp:
             pass  # nobody is there to be told
         except Exception as error:
-            problem = as_problem(error)
+            problem = told_problem(error)
             if problem.code in OF_THE_WHOLE:
                 problem = problem.about(self.field)
             scope[TOLD]["error"] = problem.code
-            if problem.code == "internal_error" and not isinstance(error, Problem):
-                logger.error(origin(error))
             await problem_response(problem)(scope, receive, send)
 
     async def _look(self, asked: Asked, place: Place, told: dict[str, Any]) -> Response:

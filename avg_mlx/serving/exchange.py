@@ -1,7 +1,6 @@
 """A request in the engine as the event loop sees it; whoever hangs up takes the request along."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
@@ -10,13 +9,11 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ..errors import origin
 from . import telling
 from .jobs import Done, Engine, Event, Failed, Job, Piece, Routed
-from .problems import HungUp, Problem, as_problem, of_failure
+from .problems import HungUp, Problem, of_failure, told_problem
 
 Result = TypeVar("Result")
-logger = logging.getLogger(__name__)
 
 
 class Exchange:
@@ -93,10 +90,8 @@ class EventStream(StreamingResponse):
             self._told |= telling.ending(event)
             yield "".join(self._writer.end(event))
         except Exception as error:  # the status has been sent, so the problem is told where the answer would go on
-            problem = as_problem(error)
+            problem = told_problem(error)
             self._told["error"] = problem.code
-            if problem.code == "internal_error" and not isinstance(error, Problem):
-                logger.error(origin(error))
             yield "".join(self._writer.fail(problem))
 
 

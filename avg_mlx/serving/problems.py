@@ -1,12 +1,15 @@
 """What is wrong with a request, in the shape and with the status that OpenAI's clients expect."""
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import AvgMlxError, InputError, printable
+from ..errors import AvgMlxError, InputError, origin, printable
 from ..inputs.prompt import TooLong
 from .jobs import Failed, Full, Stopping
 from .url_images import Unfetchable
+
+logger = logging.getLogger(__name__)
 
 LONGEST_MESSAGE = 1000  # characters
 RETRY_STOPPING = 10  # seconds until another server may be there
@@ -71,6 +74,14 @@ def as_problem(error: Exception) -> Problem:
     if isinstance(error, AvgMlxError):
         return Problem(500, str(error), code="internal_error")
     return Problem(500, FAULT, code="internal_error")
+
+
+def told_problem(error: Exception) -> Problem:
+    """The same for whoever tells it to the client last: a fault of ours is logged."""
+    problem = as_problem(error)
+    if problem.code == "internal_error" and not isinstance(error, Problem):
+        logger.error(origin(error))
+    return problem
 
 
 def of_failure(event: Failed) -> Problem:

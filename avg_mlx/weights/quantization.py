@@ -86,8 +86,8 @@ class Quantization:
 def widths(quantization: Mapping[str, Any]) -> list[int]:
     """The bits that a config's `quantization` gives to layers of the language model, the fewest first."""
     layers = [about for name, about in quantization.items() if name.startswith("language_model.")]
-    bits = {about["bits"] for about in layers if isinstance(about, Mapping) and "bits" in about}
-    return sorted(bits) or [quantization["bits"]]
+    told = [about for about in layers if isinstance(about, Mapping) and "bits" in about] or [quantization]
+    return sorted({about["bits"] for about in told if "bits" in about})
 
 
 def dequantize(model: "Model", keys: dict[str, Any]) -> dict[str, Any]:

@@ -168,12 +168,18 @@ WATCH = """() => new Promise((resolve) => {
 })"""
 
 
-def test_a_page_that_is_left_while_it_answers_has_the_question_when_it_is_loaded_again(visit, endless):
-    page = visit(endless)
+def left_and_loaded_again(visit, server):
+    """A page on which an answer was cut off."""
+    page = visit(server)
     page.give()
     begin(page)
     page.page.reload()
     page.page.wait_for_selector(".answer.failed")
+    return page
+
+
+def test_a_page_that_is_left_while_it_answers_has_the_question_when_it_is_loaded_again(visit, endless):
+    page = left_and_loaded_again(visit, endless)
     page.page.click(".again")
     expect(page.page.locator(".answer.running .text")).not_to_be_empty()
     first, again = page.bodies(CHAT)
@@ -183,11 +189,7 @@ def test_a_page_that_is_left_while_it_answers_has_the_question_when_it_is_loaded
 
 
 def test_what_is_written_meanwhile_is_not_asked_again(visit, endless):
-    page = visit(endless)
-    page.give()
-    begin(page)
-    page.page.reload()
-    page.page.wait_for_selector(".answer.failed")
+    page = left_and_loaded_again(visit, endless)
     page.page.fill("#question", "And the shape?")
     page.page.click(".again")
     expect(page.page.locator(".answer.running .text")).not_to_be_empty()
